@@ -1,0 +1,87 @@
+# Everything a developer runs. `make help` lists it; all of it works in .venv, which the first call makes.
+# Needs: Linux, CPython 3.11 or newer with its headers, gcc, make.
+
+PYTHON ?= python3
+VENV ?= .venv
+CC ?= gcc
+BIN := $(VENV)/bin
+SOURCES := setup.py $(shell find src/millpond -name '*.py' -o -name '*.pyi' -o -name '*.py[xd]' \
+	-o -name '*.pxi' -o -name '*.[ch]' -o -name py.typed)
+KERNEL := $(wildcard src/millpond/kernel/*.c)
+STRICT := -O2 -std=gnu11 -Wall -Wextra -Werror -fvisibility=hidden -pthread -Isrc/millpond/kernel
+
+.PHONY: help venv demo test check check-style check-types check-kernel failpoints bench stress clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# The names come from pyproject.toml alone: what the build needs, what the package needs, every extra.
+define REQUIREMENTS
+import tomllib
+with open("pyproject.toml", "rb") as file:
+    project = tomllib.load(file)
+extras = project["project"]["optional-dependencies"].values()
+print(*project["build-system"]["requires"], *project["project"]["dependencies"], *sum(extras, []), sep="\n")
+endef
+export REQUIREMENTS
+
+$(VENV)/dependencies: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c "$$REQUIREMENTS" > $@.txt
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --requirement $@.txt
+	@touch $@
+
+# Installed as users get it, not in place. A module that was renamed must not live on in build/; objects may stay.
+$(VENV)/installed: $(VENV)/dependencies $(SOURCES)
+	@rm -rf build/lib.*/millpond/*/ build/lib.*/millpond/*.py
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --force-reinstall .
+	@touch $@
+
+venv: $(VENV)/installed ## make .venv and install millpond in it, with everything that tests need
+
+build/failpoints/built: $(VENV)/dependencies $(SOURCES)
+	@rm -rf build/failpoints/millpond/*/ build/failpoints/millpond/*.py
+	MILLPOND_FAILPOINTS=1 $(BIN)/python setup.py --quiet build \
+		--build-lib build/failpoints --build-temp build/failpoints-objects
+	@touch $@
+
+failpoints: build/failpoints/built ## build a second millpond, with failpoints, in build/failpoints
+
+demo: venv ## ten processes share one array; then more data than memory
+	$(BIN)/millpond demo
+
+test: venv failpoints ## run the tests (ARGS="-k name" to choose)
+	$(BIN)/pytest $(ARGS)
+
+check: check-style check-types check-kernel ## lint, types, the kernel's warnings, C tests and sanitizers
+
+check-style: $(VENV)/dependencies
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+check-types: venv
+	$(BIN)/mypy src/millpond
+	$(BIN)/python -m mypy.stubtest --allowlist tests/stubtest.allow --ignore-unused-allowlist \
+		--ignore-disjoint-bases millpond.hot
+
+check-kernel:
+	@for file in $(KERNEL); do for define in UNUSED MP_FAILPOINTS; do \
+		echo "$(CC) $(STRICT) -D$$define $$file"; \
+		$(CC) $(STRICT) -D$$define -c -o /dev/null $$file || exit 1; done; done
+	$(MAKE) -C tests/kernel test
+	$(MAKE) -C tests/kernel asan
+	$(MAKE) -C tests/kernel tsan
+
+bench: venv ## run the benchmarks; tables on the screen, JSON in benchmarks/results
+	$(BIN)/python benchmarks/small.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/spill.py
+
+stress: venv ## 2 GiB through 256 MiB, four processes, one killed every second
+	$(BIN)/millpond stress --memory 256MiB --data 2GiB --processes 4 --seconds 20 --kill
+
+clean: ## remove .venv and everything built
+	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src -name '*.so' -delete
