@@ -1,0 +1,117 @@
+/* Fork: the child has its own slot, with copies of its refs' and views' bits, before it runs.
+ *
+ * Order: refs_mutex; the store's mutex, to reserve a slot under a birth lock; then pins_mutex.
+ * refs and pins stay locked over the fork, so the counts that the child copies are whole. The
+ * child takes no mutex. Without a slot (all taken, or the mutex's holder is stopped) the child
+ * shares the slot of orphans: its views stay valid, every other call of it fails.
+ * Everything here is safe after fork in a threaded process: system calls and plain memory.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#include "failpoint.h"
+#include "kernel.h"
+
+#define FORK_TIMEOUT_NS 1000000000ll
+
+static uint32_t entries_backed(mp_member *m) {
+    uint32_t high = atomic_load(&m->header->pool_entries.high);
+    return high < m->geometry.entries ? high : m->geometry.entries;
+}
+
+/* A fresh open file description, whose locks the child shares. */
+static int open_birth(mp_member *m) {
+    char path[40];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", m->birth_fd);
+    return open(path, O_RDWR | O_CLOEXEC);
+}
+
+static bool lock_birth(int fd, uint32_t slot, short type) {
+    struct flock lock = {.l_type = type, .l_whence = SEEK_SET, .l_start = slot, .l_len = 1};
+    return fd >= 0 && fcntl(fd, F_OFD_SETLK, &lock) == 0;
+}
+
+/* The store's mutex is held. A slot that somebody locks just now is passed over. */
+static bool reserve(mp_member *m) {
+    for (uint32_t slot = 0; slot < MP_SLOT_ORPHAN; slot++) {
+        if ((atomic_load(&m->slots[slot].word) & 255u) != MP_SLOT_FREE || m->system->slot_locked(m, slot)) continue;
+        if (!lock_birth(m->fork_fd, slot, F_WRLCK)) return false;
+        MP_FAILPOINT("fork.locked");
+        mp_slot_mark(m, slot, MP_SLOT_RESERVED);
+        m->fork_slot = slot;
+        return true;
+    }
+    return false;
+}
+
+static void join_orphans(mp_member *m) {
+    m->fork_slot = MP_SLOT_ORPHAN;
+    lock_birth(m->fork_fd, MP_SLOT_ORPHAN, F_RDLCK);
+    mp_slot_mark(m, MP_SLOT_ORPHAN, MP_SLOT_LIVE); /* a new generation stops whoever reaps the last one */
+}
+
+static void copy_bits(mp_member *m) {
+    uint32_t slot = m->fork_slot;
+    for (uint32_t i = 1; i < entries_backed(m); i++) {
+        mp_local *local = &m->locals[i];
+        if (atomic_load_explicit(&local->refs, memory_order_relaxed) && slot != MP_SLOT_ORPHAN)
+            atomic_fetch_or(mp_holder_word(&m->entries[i], slot), mp_bit(slot));
+        if ((uint32_t)atomic_load_explicit(&local->pins, memory_order_relaxed)) /* views, not operations */
+            atomic_fetch_or(mp_pin_word(&m->entries[i], slot), mp_bit(slot));
+    }
+}
+
+void mp_fork_prepare(mp_member *m) {
+    pthread_mutex_lock(&m->refs_mutex);
+    m->fork_fd = -1;
+    bool open = atomic_load(&m->state) != MP_MEMBER_CLOSED && atomic_load(&m->state) != MP_MEMBER_ORPHAN;
+    if (open) {
+        m->fork_fd = open_birth(m);
+        bool locked = mp_lock(m, FORK_TIMEOUT_NS) == MP_OK;
+        if (!locked || !reserve(m)) join_orphans(m);
+        if (locked) mp_unlock(m);
+    }
+    pthread_mutex_lock(&m->pins_mutex);
+    MP_FAILPOINT("fork.reserved");
+    if (open) copy_bits(m);
+    MP_FAILPOINT("fork.copied");
+}
+
+void mp_fork_parent(mp_member *m) {
+    pthread_mutex_unlock(&m->pins_mutex);
+    pthread_mutex_unlock(&m->refs_mutex);
+    if (m->fork_fd >= 0) close(m->fork_fd);
+    m->fork_fd = -1;
+}
+
+/* Views live on in the child; operations belonged to threads that it does not have. */
+static void keep_views(mp_member *m) {
+    for (uint32_t i = 1; i < entries_backed(m); i++) {
+        uint64_t pins = atomic_load_explicit(&m->locals[i].pins, memory_order_relaxed);
+        if (pins >> 32) atomic_store_explicit(&m->locals[i].pins, pins & UINT32_MAX, memory_order_relaxed);
+    }
+}
+
+void mp_fork_child(mp_member *m) {
+    pthread_mutex_init(&m->refs_mutex, NULL);
+    pthread_mutex_init(&m->pins_mutex, NULL);
+    keep_views(m);
+    if (atomic_load(&m->state) == MP_MEMBER_CLOSED || atomic_load(&m->state) == MP_MEMBER_ORPHAN) return;
+    atomic_store(m->wipe, 1);
+    m->slot = m->fork_slot;
+    if (m->slot == MP_SLOT_ORPHAN) {
+        atomic_store(&m->state, MP_MEMBER_ORPHAN);
+        return; /* fork_fd stays open: it is the orphan's life */
+    }
+    MP_FAILPOINT("fork.child");
+    mp_slot_describe(m, m->slot);
+    m->system->lock_slot(m, m->slot);
+    mp_slot_mark(m, m->slot, MP_SLOT_LIVE);
+    m->slot_word = atomic_load(&m->slots[m->slot].word);
+    MP_FAILPOINT("fork.adopted");
+    close(m->fork_fd);
+    m->fork_fd = -1;
+}

@@ -1,0 +1,237 @@
+/* Member slots: claiming, liveness, and taking apart what a dead member left.
+ *
+ * Invariants: a byte lock is taken before its slot is marked and freed by the OS after the
+ * last thread of its process is gone, so "byte lock free" proves that nobody writes for that
+ * slot any more. Reaping is idempotent: any member may do it, two at a time, again after a
+ * crash; the slot becomes FREE last.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+#include "failpoint.h"
+#include "kernel.h"
+
+#define SCAN_STEP 65536u /* entries looked at in one hold of the mutex */
+
+static uint64_t slot_word(uint64_t generation, enum mp_slot_state state) { return generation << 8 | state; }
+static enum mp_slot_state slot_state(uint64_t word) { return (enum mp_slot_state)(word & 255u); }
+
+void mp_slot_describe(mp_member *m, uint32_t index) {
+    mp_slot *slot = &m->slots[index];
+    uint32_t pid = (uint32_t)getpid();
+    atomic_store(&slot->pid, pid);
+    atomic_store(&slot->start_time, mp_start_time(pid));
+    atomic_store(&slot->overflow_bytes, 0);
+    int fd = open("/proc/self/comm", O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? 0 : read(fd, slot->command, sizeof slot->command - 1);
+    if (fd >= 0) close(fd);
+    slot->command[n > 0 ? n - 1 : 0] = 0;
+}
+
+void mp_slot_mark(mp_member *m, uint32_t index, enum mp_slot_state state) {
+    uint64_t generation = (atomic_load(&m->slots[index].word) >> 8) + 1;
+    MP_FAILPOINT("slot.mark");
+    atomic_store(&m->slots[index].word, slot_word(generation, state));
+}
+
+/* The byte lock of this slot is ours: clear away a dead predecessor, then stand in it. */
+static mp_code claim_locked(mp_member *m, uint32_t index) {
+    mp_slot *slot = &m->slots[index];
+    uint64_t word = atomic_load(&slot->word);
+    mp_code code = MP_OK;
+    m->slot = index;
+    if (slot_state(word) != MP_SLOT_FREE) {
+        if (m->system->slot_locked(m, index) & MP_LOCK_BIRTH) return MP_NO_SLOT;
+        if (m->system->process_alive(m, atomic_load(&slot->pid), atomic_load(&slot->start_time))) return MP_NO_SLOT;
+        code = mp_reap(m, index, word);
+    }
+    if (code == MP_OK) {
+        mp_slot_describe(m, index); /* fork passes over slots with a byte lock, so it is still ours */
+        code = mp_lock(m, -1);
+    }
+    if (code != MP_OK) return code;
+    if (slot_state(atomic_load(&slot->word)) == MP_SLOT_FREE) {
+        mp_slot_mark(m, index, MP_SLOT_LIVE);
+        m->slot_word = atomic_load(&slot->word);
+    } else
+        code = MP_NO_SLOT;
+    mp_unlock(m);
+    return code;
+}
+
+mp_code mp_claim_slot(mp_member *m) {
+    m->error = m->system->populate(m, m->slots, MP_SLOTS * sizeof(mp_slot));
+    if (m->error) return MP_SYSTEM;
+    uint32_t pid = (uint32_t)getpid();
+    for (uint32_t index = 0; index < MP_SLOT_ORPHAN; index++) {
+        /* another member of this very process: our own lock would not conflict with its lock */
+        if (slot_state(atomic_load(&m->slots[index].word)) == MP_SLOT_LIVE && atomic_load(&m->slots[index].pid) == pid) continue;
+        int rc = m->system->lock_slot(m, index);
+        if (rc == EAGAIN) continue;
+        if (rc != 0) {
+            m->error = rc;
+            return MP_SYSTEM;
+        }
+        MP_FAILPOINT("slot.locked");
+        mp_code code = claim_locked(m, index);
+        if (code == MP_OK) return MP_OK;
+        m->system->unlock_slot(m, index);
+        if (code != MP_NO_SLOT) return code;
+    }
+    return MP_NO_SLOT;
+}
+
+mp_code mp_usable(mp_member *m) {
+    if (atomic_load_explicit(&m->state, memory_order_relaxed) != MP_MEMBER_OPEN || !atomic_load(m->wipe)) return MP_CLOSED;
+    if (atomic_load_explicit(&m->header->poisoned, memory_order_relaxed)) return MP_CORRUPTED;
+    return atomic_load(&m->slots[m->slot].word) == m->slot_word ? MP_OK : MP_CLOSED;
+}
+
+/* A stray close of the lock file by somebody else's code drops our byte lock: take it again. */
+mp_code mp_guard_slot(mp_member *m) {
+    mp_code code = mp_usable(m);
+    if (code == MP_OK && !m->system->slot_locked(m, m->slot)) {
+        if (m->system->lock_slot(m, m->slot) != 0) return MP_CLOSED;
+        code = mp_usable(m); /* reaped in between? */
+    }
+    return code;
+}
+
+/* The word is read before the locks: a lock is taken before its word is marked, so an unlocked
+ * slot means that the owner of this very word is gone. */
+bool mp_slot_dead(mp_member *m, uint32_t index, uint64_t *word) {
+    mp_slot *slot = &m->slots[index];
+    *word = atomic_load(&slot->word);
+    if (slot_state(*word) == MP_SLOT_FREE || m->system->slot_locked(m, index)) return false;
+    if (slot_state(*word) != MP_SLOT_LIVE || index == MP_SLOT_ORPHAN) return true; /* a reserved slot has no process yet */
+    return !m->system->process_alive(m, atomic_load(&slot->pid), atomic_load(&slot->start_time));
+}
+
+/* What the dead owner of this entry was doing, and the bits it had. Mutex held. Bits go first and
+ * in every state: a kill between a stale pin and its undo leaves one even on a FREE entry. */
+static void reap_entry(mp_member *m, uint32_t index, uint32_t slot) {
+    mp_entry *e = &m->entries[index];
+    uint64_t control = atomic_load(&e->control), bit = mp_bit(slot);
+    enum mp_state state = mp_state_of(control);
+    if (atomic_load(mp_pin_word(e, slot)) & bit) atomic_fetch_and(mp_pin_word(e, slot), ~bit);
+    if (state == MP_FREE) return;
+    if (atomic_load(mp_holder_word(e, slot)) & bit) atomic_fetch_and(mp_holder_word(e, slot), ~bit);
+    MP_FAILPOINT("reap.entry");
+    if (e->owner == slot && state == MP_DRAFT) mp_leave(m, e, control, MP_ABANDONED);
+    if (e->owner == slot && state == MP_RESTORING && mp_leave(m, e, control, MP_SPILLED)) {
+        e->extent = 0;
+        MP_FAILPOINT("reap.restore");
+        mp_arena_free(m, atomic_load(&e->offset), atomic_load(&e->size), e->span);
+    }
+    mp_collect(m, index);
+}
+
+static uint32_t entries_backed(mp_member *m) {
+    uint32_t high = atomic_load(&m->header->pool_entries.high);
+    return high < m->geometry.entries ? high : m->geometry.entries;
+}
+
+/* One hold of the mutex. MP_NOT_FOUND: the slot is not the one we set out to reap any more. */
+static mp_code reap_step(mp_member *m, uint32_t slot, uint64_t word, uint32_t *cursor) {
+    mp_code code = mp_lock(m, -1);
+    if (code != MP_OK) return code;
+    uint32_t high = entries_backed(m), stop = high - *cursor > SCAN_STEP ? *cursor + SCAN_STEP : high;
+    if (atomic_load(&m->slots[slot].word) != word)
+        code = MP_NOT_FOUND;
+    else
+        while (*cursor < stop) reap_entry(m, (*cursor)++, slot);
+    mp_unlock(m);
+    return code;
+}
+
+static void reap_segments(mp_member *m, uint32_t slot) {
+    uint32_t high = atomic_load(&m->header->pool_segments.high);
+    for (uint32_t s = 1; s < high && s < m->geometry.segments; s++)
+        if (atomic_load(&m->segments[s].state) == MP_SEGMENT_OPEN && m->segments[s].owner == slot) mp_segment_close(m, s);
+}
+
+/* Blocks that the dead member was committing or punching: punched again by us, then NONE. */
+static mp_code reap_blocks(mp_member *m, uint32_t slot, uint64_t word) {
+    for (;;) {
+        mp_run run;
+        mp_code code = mp_lock(m, -1);
+        if (code != MP_OK) return code;
+        bool more = atomic_load(&m->slots[slot].word) == word && mp_arena_plan_reclaim(m, slot, &run);
+        mp_unlock(m);
+        if (!more) return MP_OK;
+        MP_FAILPOINT("reap.blocks");
+        if (mp_arena_punch(m, run) != 0) return MP_SYSTEM; /* stays PUNCHING under our slot, retried by our reaper */
+        if ((code = mp_lock(m, -1)) != MP_OK) return code;
+        mp_arena_punched(m, run);
+        mp_unlock(m);
+    }
+}
+
+static mp_code mark_reaping(mp_member *m, uint32_t slot, uint64_t *word) {
+    mp_code code = mp_lock(m, -1);
+    if (code != MP_OK) return code;
+    if (atomic_load(&m->slots[slot].word) != *word)
+        code = MP_NOT_FOUND;
+    else
+        atomic_store(&m->slots[slot].word, *word = slot_word(*word >> 8, MP_SLOT_REAPING));
+    mp_unlock(m);
+    return code;
+}
+
+static mp_code free_slot(mp_member *m, uint32_t slot, uint64_t word) {
+    mp_code code = mp_lock(m, -1);
+    if (code != MP_OK) return code;
+    if (atomic_load(&m->slots[slot].word) == word) {
+        atomic_store(&m->slots[slot].overflow_bytes, 0);
+        atomic_store(&m->slots[slot].pid, 0);
+        atomic_store(&m->slots[slot].word, slot_word(word >> 8, MP_SLOT_FREE));
+    }
+    mp_unlock(m);
+    mp_event_bump(m); /* whoever waits for room or for a draft of the dead looks again */
+    return MP_OK;
+}
+
+mp_code mp_reap(mp_member *m, uint32_t slot, uint64_t word) {
+    mp_code code = mark_reaping(m, slot, &word);
+    MP_FAILPOINT("reap.marked");
+    for (uint32_t cursor = 1; code == MP_OK && cursor < entries_backed(m);) code = reap_step(m, slot, word, &cursor);
+    if (code == MP_OK) {
+        reap_segments(m, slot);
+        code = reap_blocks(m, slot, word);
+    }
+    MP_FAILPOINT("reap.done");
+    if (code == MP_OK) code = free_slot(m, slot, word);
+    return code == MP_NOT_FOUND ? MP_OK : code; /* somebody else has finished it */
+}
+
+/* Entries that died while an unpin could not have the mutex. */
+static void bury_rest(mp_member *m) {
+    if (!atomic_exchange(&m->header->unburied, 0)) return;
+    for (uint32_t cursor = 1; cursor < entries_backed(m);) {
+        if (mp_lock(m, -1) != MP_OK) {
+            atomic_store(&m->header->unburied, 1);
+            return;
+        }
+        uint32_t high = entries_backed(m), stop = high - cursor > SCAN_STEP ? cursor + SCAN_STEP : high;
+        while (cursor < stop) mp_collect(m, cursor++);
+        mp_unlock(m);
+    }
+}
+
+uint32_t mp_reap_dead(mp_member *m) {
+    uint32_t reaped = 0;
+    uint64_t word;
+    if (mp_guard_slot(m) != MP_OK) return 0;
+    for (uint32_t slot = 0; slot < MP_SLOTS; slot++)
+        if (slot != m->slot && mp_slot_dead(m, slot, &word) && mp_reap(m, slot, word) == MP_OK) reaped++;
+    bury_rest(m);
+    return reaped;
+}
+
+void mp_release_slot(mp_member *m) {
+    if (m->slot == MP_SLOT_ORPHAN) return;
+    (void)mp_reap(m, m->slot, m->slot_word); /* does nothing if somebody has reaped us */
+    m->system->unlock_slot(m, m->slot);
+}

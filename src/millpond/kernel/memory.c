@@ -1,0 +1,56 @@
+/* Commitment and limits: the steps that need system calls between two holds of the mutex.
+ *
+ * Invariant: blocks are marked in the commit map before the system call and published after it,
+ * so a survivor of a crash in between finds them and punches them.
+ */
+#include "failpoint.h"
+#include "kernel.h"
+
+mp_code mp_grow(mp_member *m, uint64_t size) {
+    for (;;) {
+        mp_run run;
+        mp_code code = mp_pool_ensure(m, &m->header->pool_spans, 8);
+        if (code == MP_OK) code = mp_lock(m, -1);
+        if (code != MP_OK) return code;
+        code = mp_arena_plan_grow(m, size, &run);
+        mp_unlock(m);
+        if (code == MP_POOL_FULL) continue;
+        if (code != MP_OK) return code;
+        MP_FAILPOINT("grow.planned");
+        int error = mp_arena_commit(m, run);
+        MP_FAILPOINT("grow.committed");
+        if (error) mp_arena_punch(m, run); /* what a half-done commit took */
+        if ((code = mp_lock(m, -1)) != MP_OK) return code;
+        mp_arena_grown(m, run, error == 0);
+        mp_unlock(m);
+        m->error = error;
+        return error ? MP_SYSTEM : MP_OK;
+    }
+}
+
+uint64_t mp_shrink(mp_member *m, uint64_t bytes) {
+    uint64_t given = 0;
+    while (given < bytes) {
+        mp_run run;
+        uint64_t blocks = (bytes - given + MP_BLOCK - 1) / MP_BLOCK;
+        if (mp_pool_ensure(m, &m->header->pool_spans, 8) != MP_OK || mp_lock(m, -1) != MP_OK) break;
+        bool found = mp_arena_plan_punch(m, blocks > 1024 ? 1024 : (uint32_t)blocks, &run);
+        mp_unlock(m);
+        if (!found) break;
+        MP_FAILPOINT("shrink.planned");
+        if (mp_arena_punch(m, run) != 0) break; /* stays PUNCHING under our slot: a reaper punches again */
+        MP_FAILPOINT("shrink.punched");
+        if (mp_lock(m, -1) != MP_OK) break;
+        mp_arena_punched(m, run);
+        mp_unlock(m);
+        given += (uint64_t)run.blocks * MP_BLOCK;
+    }
+    return given;
+}
+
+void mp_set_limits(mp_member *m, const uint64_t *memory, const uint64_t *spill, const uint64_t *overflow) {
+    if (memory) atomic_store(&m->header->memory_limit, *memory);
+    if (spill) atomic_store(&m->header->spill_limit, *spill);
+    if (overflow) atomic_store(&m->header->overflow_limit, *overflow);
+    mp_event_bump(m);
+}

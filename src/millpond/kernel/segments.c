@@ -1,0 +1,116 @@
+/* Segment records: which spill files exist, and how much of each is alive.
+ *
+ * Invariants: a segment is appended to by its owner only, while OPEN. It is DEAD when it is not
+ * OPEN and no place points to it; then anybody may unlink the file and forget the record. The
+ * live bytes are a cache: the places are the truth.
+ */
+#include "failpoint.h"
+#include "kernel.h"
+
+mp_code mp_segment_open(mp_member *m, uint32_t directory, uint32_t *segment, uint64_t *id) {
+    mp_pool *pool = &m->header->pool_segments;
+    for (;;) {
+        mp_code code = mp_pool_ensure(m, pool, 1);
+        if (code == MP_OK) code = mp_lock(m, -1);
+        if (code != MP_OK) return code;
+        uint32_t index = mp_pool_take(m, pool);
+        if (index != 0) {
+            mp_segment *s = &m->segments[index];
+            s->id = *id = m->header->next_segment_id++;
+            s->size = s->live = s->punched = 0;
+            s->owner = m->slot;
+            s->directory = directory;
+            MP_FAILPOINT("segment.filled");
+            atomic_store(&s->state, MP_SEGMENT_OPEN);
+            *segment = index;
+        }
+        mp_unlock(m);
+        MP_FAILPOINT("segment.open");
+        if (index != 0) return MP_OK;
+    }
+}
+
+mp_code mp_segment_reserve(mp_member *m, uint32_t segment, uint64_t bytes, uint64_t *offset) {
+    if (segment == 0 || segment >= m->geometry.segments) return MP_INVALID;
+    mp_code code = mp_lock(m, -1);
+    if (code != MP_OK) return code;
+    mp_segment *s = &m->segments[segment];
+    uint64_t limit = atomic_load(&m->header->spill_limit);
+    if (atomic_load(&s->state) != MP_SEGMENT_OPEN || s->owner != m->slot)
+        code = MP_INVALID;
+    else if (bytes > limit || m->header->disk_bytes > limit - bytes)
+        code = MP_DISK_LIMIT;
+    else {
+        *offset = s->size;
+        s->size += bytes;
+        MP_FAILPOINT("segment.reserved");
+        m->header->disk_bytes += bytes;
+    }
+    mp_unlock(m);
+    return code;
+}
+
+static void retire(mp_member *m, mp_segment *s) {
+    atomic_store(&s->state, MP_SEGMENT_CLOSED);
+    MP_FAILPOINT("segment.closed");
+    if (s->live != 0) return;
+    atomic_store(&s->state, MP_SEGMENT_DEAD);
+    atomic_fetch_add(&m->header->dead_segments, 1);
+}
+
+void mp_segment_close(mp_member *m, uint32_t segment) {
+    if (segment == 0 || segment >= m->geometry.segments || mp_lock(m, -1) != MP_OK) return;
+    if (atomic_load(&m->segments[segment].state) == MP_SEGMENT_OPEN) retire(m, &m->segments[segment]);
+    mp_unlock(m);
+}
+
+mp_code mp_segment_punched(mp_member *m, uint32_t segment, uint64_t id, uint64_t bytes) {
+    if (segment == 0 || segment >= m->geometry.segments) return MP_INVALID;
+    mp_code code = mp_lock(m, -1);
+    if (code != MP_OK) return code;
+    mp_segment *s = &m->segments[segment];
+    if (s->id != id || atomic_load(&s->state) == MP_SEGMENT_FREE || bytes > s->size - s->punched)
+        code = MP_NOT_FOUND;
+    else {
+        s->punched += bytes;
+        MP_FAILPOINT("segment.punched");
+        m->header->disk_bytes -= bytes;
+    }
+    mp_unlock(m);
+    return code;
+}
+
+uint32_t mp_segment_dead(mp_member *m, uint32_t from) {
+    uint32_t high = atomic_load(&m->header->pool_segments.high);
+    for (uint32_t s = from ? from : 1; s < high && s < m->geometry.segments; s++)
+        if (atomic_load(&m->segments[s].state) == MP_SEGMENT_DEAD) return s;
+    return 0;
+}
+
+mp_code mp_segment_read(mp_member *m, uint32_t segment, mp_segment *copy) {
+    if (segment == 0 || segment >= m->geometry.segments) return MP_INVALID;
+    if (segment >= atomic_load(&m->header->pool_segments.high)) return MP_NOT_FOUND;
+    mp_code code = mp_lock(m, -1);
+    if (code != MP_OK) return code;
+    memcpy(copy, &m->segments[segment], sizeof *copy);
+    mp_unlock(m);
+    return atomic_load(&copy->state) == MP_SEGMENT_FREE ? MP_NOT_FOUND : MP_OK;
+}
+
+mp_code mp_segment_forget(mp_member *m, uint32_t segment, uint64_t id) {
+    if (segment == 0 || segment >= m->geometry.segments) return MP_INVALID;
+    mp_code code = mp_lock(m, -1);
+    if (code != MP_OK) return code;
+    mp_segment *s = &m->segments[segment];
+    if (s->id != id || atomic_load(&s->state) != MP_SEGMENT_DEAD)
+        code = MP_NOT_FOUND;
+    else {
+        atomic_store(&s->state, MP_SEGMENT_FREE);
+        MP_FAILPOINT("segment.forgotten");
+        m->header->disk_bytes -= s->size - s->punched;
+        atomic_fetch_sub(&m->header->dead_segments, 1);
+        mp_pool_give(m, &m->header->pool_segments, segment);
+    }
+    mp_unlock(m);
+    return code;
+}

@@ -1,0 +1,78 @@
+/* What there is: rows for policies and for people.
+ *
+ * Invariant: a row may be a moment old when it is read; whoever acts on one names entry and
+ * birth, and the action checks them again. Candidates are read without the mutex.
+ */
+#include "kernel.h"
+
+static uint32_t backed(mp_member *m) {
+    uint32_t high = atomic_load(&m->header->pool_entries.high);
+    return high < m->geometry.entries ? high : m->geometry.entries;
+}
+
+static uint32_t bits(_Atomic uint64_t *words) {
+    uint32_t n = 0;
+    for (uint32_t w = 0; w < MP_BIT_WORDS; w++) n += (uint32_t)__builtin_popcountll(atomic_load(&words[w]));
+    return n;
+}
+
+uint32_t mp_candidates(mp_member *m, uint32_t *cursor, mp_candidate *rows, uint32_t count) {
+    uint32_t n = 0, high = backed(m);
+    if (*cursor == 0) *cursor = 1;
+    for (; *cursor < high && n < count; ++*cursor) {
+        mp_entry *e = &m->entries[*cursor];
+        uint64_t control = atomic_load_explicit(&e->control, memory_order_relaxed);
+        if (mp_state_of(control) != MP_RESIDENT || mp_pinned(e)) continue;
+        uint64_t stamp = atomic_load_explicit(&e->stamp, memory_order_relaxed);
+        rows[n++] = (mp_candidate){
+            .entry = *cursor,
+            .clean = atomic_load_explicit(&e->place.segment, memory_order_relaxed) != 0,
+            .hits = (uint8_t)(stamp & 255u),
+            .birth = mp_birth_of(control),
+            .size = mp_extent_bytes(atomic_load_explicit(&e->size, memory_order_relaxed)),
+            .stamp = stamp >> 8,
+        };
+    }
+    return n;
+}
+
+/* Ticks have a rate that only comparison with a clock tells. */
+static double seconds_per_tick(mp_member *m, uint64_t now) {
+    uint64_t ticks = now - m->header->created_ticks, ns = m->system->boottime() - m->header->created_ns;
+    return ticks ? (double)ns / 1e9 / (double)ticks : 0.0;
+}
+
+static double since(uint64_t now, uint64_t then, double rate) {
+    return now > then ? (double)(now - then) * rate : 0.0;
+}
+
+static mp_object describe(mp_member *m, uint32_t entry, uint64_t now, double rate) {
+    mp_entry *e = &m->entries[entry];
+    uint64_t control = atomic_load(&e->control);
+    return (mp_object){
+        .entry = entry,
+        .name = e->name,
+        .tokens = e->tokens,
+        .names = e->names,
+        .birth = mp_birth_of(control),
+        .size = atomic_load(&e->size),
+        .age_s = since(now, e->created, rate),
+        .idle_s = since(now, atomic_load(&e->stamp) >> 8, rate),
+        .holders = bits(e->holders),
+        .pins = bits(e->pins),
+        .state = (uint8_t)mp_state_of(control),
+        .clean = atomic_load(&e->place.segment) != 0,
+    };
+}
+
+uint32_t mp_objects(mp_member *m, uint32_t *cursor, mp_object *rows, uint32_t count) {
+    uint32_t n = 0, high = backed(m);
+    uint64_t now = mp_ticks();
+    double rate = seconds_per_tick(m, now);
+    if (*cursor == 0) *cursor = 1;
+    if (mp_lock(m, -1) != MP_OK) return 0;
+    for (; *cursor < high && n < count; ++*cursor)
+        if (mp_state_of(atomic_load(&m->entries[*cursor].control)) != MP_FREE) rows[n++] = describe(m, *cursor, now, rate);
+    mp_unlock(m);
+    return n;
+}

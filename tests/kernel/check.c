@@ -1,0 +1,58 @@
+#define _GNU_SOURCE
+#include "check.h"
+
+#include <pthread.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+static const char *wanted, *current = "";
+
+uint64_t check_seed(void) {
+    static uint64_t seed;
+    const char *text = getenv("MP_SEED");
+    struct timespec now;
+    if (seed == 0) {
+        clock_gettime(CLOCK_REALTIME, &now);
+        seed = text ? strtoull(text, NULL, 10) : (uint64_t)now.tv_sec * 1000003u + (uint64_t)now.tv_nsec;
+        if (seed == 0) seed = 1;
+    }
+    return seed;
+}
+
+_Noreturn void check_failed(const char *file, int line, const char *text, uint64_t left, uint64_t right) {
+    fprintf(stderr, "%s:%d: %s failed in %s: ", file, line, text, current);
+    fprintf(stderr, "%" PRIu64 ", %" PRIu64 " (MP_SEED=%" PRIu64 ")\n", left, right, check_seed());
+    _exit(1);
+}
+
+void check_arguments(int argc, char **argv) { wanted = argc > 1 ? argv[1] : NULL; }
+
+void check_run(const char *name, void (*test)(void)) {
+    struct timespec start, end;
+    if (wanted && !strstr(name, wanted)) return;
+    current = name;
+    clock_gettime(CLOCK_MONOTONIC, &start);
+    test();
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    double seconds = (double)(end.tv_sec - start.tv_sec) + (double)(end.tv_nsec - start.tv_nsec) / 1e9;
+    printf("ok %-40s %6.2f s\n", name, seconds);
+    fflush(stdout);
+}
+
+#ifdef __SANITIZE_THREAD__
+/* ThreadSanitizer knows pthread_mutex_timedlock but not its sibling; the linker leads calls here. */
+int __wrap_pthread_mutex_clocklock(pthread_mutex_t *mutex, clockid_t clock, const struct timespec *deadline);
+
+int __wrap_pthread_mutex_clocklock(pthread_mutex_t *mutex, clockid_t clock, const struct timespec *deadline) {
+    struct timespec now, real;
+    clock_gettime(clock, &now);
+    clock_gettime(CLOCK_REALTIME, &real);
+    int64_t ns = (deadline->tv_sec - now.tv_sec) * 1000000000ll + deadline->tv_nsec - now.tv_nsec;
+    ns += real.tv_nsec;
+    if (ns < 0) ns = 0;
+    real.tv_sec += ns / 1000000000;
+    real.tv_nsec = ns % 1000000000;
+    return pthread_mutex_timedlock(mutex, &real);
+}
+#endif

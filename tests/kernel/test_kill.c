@@ -1,0 +1,267 @@
+/* kill -9 at every failpoint of every operation; the survivor checks, reaps and goes on.
+ *
+ * A scenario runs in a child process. First nobody is killed and the page counts who came by;
+ * then, for each failpoint and several of its hits, another child runs the same and dies there.
+ * After each death the survivor's own objects must be whole, the check must find no fault before
+ * and after the reaping, and nothing of the dead may be left.
+ */
+#define _GNU_SOURCE
+#include <signal.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "atfork.h"
+#include "failpoint_page.h"
+#include "processes.h"
+
+#define NAMES (sizeof names / sizeof *names)
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+#define HITS 2u
+#else
+#define HITS 12u
+#endif
+
+static const char *const names[] = {
+#include "failpoint_names.h"
+};
+static uint32_t deaths[NAMES];
+static bool everything_ran = true;
+
+/* --- the matrix --- */
+
+static bool run_until_killed(void (*body)(void), const char *name, uint32_t hit) {
+    failpoint_arm(name, hit, SIGKILL, 0);
+    start(body);
+    (void)wait_for_all();
+    return failpoint_disarm();
+}
+
+static void kill_at(uint32_t index, uint32_t hit, void (*before)(void), void (*body)(void)) {
+    if (before) before();
+    if (run_until_killed(body, names[index], hit)) deaths[index]++;
+    survive();
+}
+
+static void kill_everywhere(void (*before)(void), void (*body)(void)) {
+    uint64_t counts[NAMES];
+    if (before) before();
+    failpoint_forget_hits();
+    run(body);
+    for (uint32_t i = 0; i < NAMES; i++) counts[i] = failpoint_hits(names[i]);
+    survive();
+    for (uint32_t i = 0; i < NAMES; i++) {
+        uint32_t last = 0;
+        for (uint32_t h = 1; h <= HITS && counts[i] != 0; h++) {
+            /* the first ones, and some of the rest up to the last */
+            uint32_t hit = h <= HITS / 2 ? h : 1 + (uint32_t)((counts[i] - 1) * h / HITS);
+            if (hit > last && hit <= counts[i]) kill_at(i, last = hit, before, body);
+        }
+    }
+}
+
+/* --- scenarios --- */
+
+static void anything(void) {
+    become_member(1);
+    work(250);
+    leave();
+}
+
+/* What agents do seldom or never. */
+static void rarities(void) {
+    uint32_t entry, segment, token;
+    uint64_t birth, offset, id, size;
+    mp_place place = {.length = 4096};
+    become_member(2);
+    mp_shrink(&member, UINT64_MAX / 2); /* so that there is growth */
+    uint64_t seg_id;
+    CHECK_EQ(mp_segment_open(&member, 0, &segment, &seg_id), MP_OK);
+    CHECK_EQ(mp_segment_reserve(&member, segment, 8192, &place.offset), MP_OK);
+    place.segment = segment;
+    CHECK_EQ(mp_draft_bare(&member, 100, &entry, &birth), MP_OK);
+    CHECK_EQ(mp_settle(&member, entry, birth, &place), MP_OK);
+    CHECK_EQ(mp_segment_punched(&member, segment, seg_id, 4096), MP_OK);
+    CHECK_EQ(mp_place_read(&member, entry, birth, &place, &size), MP_IS_SPILLED);
+    while (mp_restore_begin(&member, entry, birth, &offset) == MP_NO_ROOM)
+        CHECK_EQ(mp_grow(&member, size), MP_OK);
+    CHECK_EQ(mp_restore_end(&member, entry, birth, MP_SPILLED), MP_OK);
+    CHECK_EQ(mp_restore_begin(&member, entry, birth, &offset), MP_OK);
+    CHECK_EQ(mp_restore_end(&member, entry, birth, MP_RESIDENT), MP_OK);
+    CHECK_EQ(mp_evict(&member, entry, birth), MP_IS_PINNED);
+    mp_unpin(&member, entry, MP_ONE_OP);
+    CHECK_EQ(mp_evict(&member, entry, birth), MP_OK);
+    CHECK_EQ(mp_place_read(&member, entry, birth, &place, &size), MP_IS_SPILLED);
+    CHECK_EQ(mp_restore_begin(&member, entry, birth, &offset), MP_OK);
+    CHECK_EQ(mp_restore_end(&member, entry, birth, MP_LOST), MP_OK);
+    mp_unpin(&member, entry, MP_ONE_OP);
+    CHECK_EQ(mp_drop(&member, entry, -1), MP_OK);
+    mp_segment_close(&member, segment);
+    CHECK_EQ(mp_segment_forget(&member, segment, seg_id), MP_OK);
+    id = agent_create(&worker, 300000);
+    entry = (uint32_t)(id & 0xffff);
+    birth = id >> 16;
+    CHECK_EQ(mp_view(&member, entry, birth, &offset, &size), MP_OK);
+    CHECK_EQ(mp_name_set(&member, "n1", 2, entry, birth, false), MP_OK);
+    CHECK_EQ(mp_name_set(&member, "n1", 2, entry, birth, true), MP_OK);
+    CHECK_EQ(mp_name_remove(&member, "n1", 2), MP_OK);
+    CHECK_EQ(mp_token_issue(&member, entry, birth, 1, UINT64_MAX - 2, 77, &token), MP_OK);
+    CHECK_EQ(mp_delete(&member, entry, birth), MP_OK);
+    CHECK_EQ(mp_token_load(&member, token, 77, entry, birth), MP_OK);
+    mp_unpin(&member, entry, MP_ONE_VIEW);
+    mp_drop_all(&member);
+    mp_shrink(&member, 1 << 20);
+    leave();
+}
+
+static uint64_t salt;
+
+static void leave_ruins(void) {
+    become_member(100 + salt);
+    work(60);
+    for (uint32_t kind = 0; kind < AGENT_RUINS; kind++) agent_abandon(&worker, kind);
+    _exit(0); /* as good as a death: nothing is let go */
+}
+
+static void make_ruins(void) {
+    salt++;
+    run(leave_ruins);
+}
+
+/* Takes over what make_ruins left, and dies over it. */
+static void reap(void) {
+    become_member(4);
+    mp_reap_dead(&member);
+    work(20);
+    leave();
+}
+
+/* Dies with the mutex in hand, at one of many places. */
+static void die_inside(void) {
+    static const char *const inside[] = {
+        "evict.evicting",  "evict.spilled",      "bury.extent",     "bury.place",       "draft.held",
+        "draft.born",      "arena.carve.cut",    "arena.slot.taken", "arena.release.unbinned",
+        "place.set",       "token.issued",       "name.set",         "restore.allocated",
+        "segment.closed",  "arena.grown.marked", "arena.punch.carved", "collect.garbage",
+    };
+    for (uint32_t tries = 0; tries < 100; tries++) { /* a run may pass by none of a name */
+        const char *name = inside[salt++ % (sizeof inside / sizeof *inside)];
+        if (run_until_killed(leave_ruins, name, 1 + (uint32_t)salt / 64 % 2)) return;
+    }
+    CHECK(false);
+}
+
+/* As a parent that forks, and its child. */
+static void fork_on(void) {
+    become_member(5);
+    work(60);
+    CHECK_EQ(mp_atfork_add(&member), 0);
+    pid_t pid = fork();
+    CHECK(pid >= 0);
+    if (pid == 0) {
+        CHECK_EQ(mp_usable(&member), MP_OK);
+        agent_check(&worker);
+        worker.segment = 0; /* it is its parent's */
+        work(20);
+        leave();
+        _exit(0);
+    }
+    agent_check(&worker);
+    agent_let_go(&worker); /* what the child has is its own */
+    (void)wait_for_all();
+    leave();
+}
+
+/* --- tests --- */
+
+static void kill_in_any_operation(void) {
+    open_store(6 << 20);
+    kill_everywhere(NULL, anything);
+    close_store();
+}
+
+static void kill_under_pressure(void) {
+    open_store(2 << 20);
+    kill_everywhere(NULL, anything);
+    close_store();
+}
+
+static void kill_in_rare_operations(void) {
+    open_store(6 << 20);
+    kill_everywhere(NULL, rarities);
+    close_store();
+}
+
+/* A pool grows once or twice in a store's life: each death needs a store of its own. */
+static void kill_while_pools_grow(void) {
+    for (uint32_t hit = 1; hit <= 3; hit++) {
+        open_store(6 << 20);
+        for (uint32_t i = 0; i < NAMES; i++)
+            if (strcmp(names[i], "pool.populated") == 0) kill_at(i, hit, NULL, rarities);
+        close_store();
+    }
+}
+
+static void kill_while_reaping(void) {
+    open_store(4 << 20);
+    kill_everywhere(make_ruins, reap);
+    close_store();
+}
+
+static void kill_while_repairing(void) {
+    open_store(4 << 20);
+    kill_everywhere(die_inside, reap);
+    close_store();
+}
+
+static void kill_around_a_fork(void) {
+    open_store(6 << 20);
+    kill_everywhere(NULL, fork_on);
+    close_store();
+}
+
+/* A member that is only stopped, with the mutex in hand, costs the others an error. */
+static void a_stopped_holder_is_named(void) {
+    int status;
+    open_store(6 << 20);
+    failpoint_arm("draft.held", 1, SIGSTOP, 0);
+    pid_t pid = start(anything);
+    CHECK_EQ(waitpid(pid, &status, WUNTRACED), pid);
+    CHECK(WIFSTOPPED(status));
+    CHECK_EQ(mp_lock(&self, 20000000), MP_BUSY);
+    CHECK_EQ(self.busy_pid, pid);
+    CHECK_EQ(mp_reap_dead(&self), 0);
+    kill(pid, SIGCONT);
+    CHECK_EQ(wait_for_all(), 0);
+    survive();
+    close_store();
+}
+
+static void every_failpoint_has_killed(void) {
+    uint32_t missing = 0, all = 0;
+    for (uint32_t i = 0; i < NAMES; i++) all += deaths[i];
+    printf("%u deaths at %u failpoints\n", all, (unsigned)NAMES);
+    for (uint32_t i = 0; i < NAMES; i++) {
+        if (deaths[i] != 0) continue;
+        fprintf(stderr, "nobody died at %s\n", names[i]);
+        missing++;
+    }
+    CHECK(!everything_ran || missing == 0);
+}
+
+int main(int argc, char **argv) {
+    check_arguments(argc, argv);
+    everything_ran = argc <= 1;
+    processes_begin();
+    failpoint_share();
+    RUN(a_stopped_holder_is_named);
+    RUN(kill_in_any_operation);
+    RUN(kill_under_pressure);
+    RUN(kill_in_rare_operations);
+    RUN(kill_while_pools_grow);
+    RUN(kill_while_reaping);
+    RUN(kill_while_repairing);
+    RUN(kill_around_a_fork);
+    RUN(every_failpoint_has_killed);
+    return 0;
+}
