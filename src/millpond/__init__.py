@@ -1,0 +1,43 @@
+"""Millpond: the memory your processes share. When it is full, it spills."""
+
+from millpond.errors import (
+    AttachError,
+    GetTimeoutError,
+    MillpondError,
+    ObjectDeletedError,
+    ObjectLostError,
+    ObjectNotFoundError,
+    SerializationError,
+    SpillError,
+    StoreBusyError,
+    StoreClosedError,
+    StoreCorruptedError,
+    StoreFullError,
+)
+from millpond.hot import Draft, ObjectRef
+from millpond.store.info import ObjectInfo, Stats
+from millpond.store.store import Store, connect
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AttachError",
+    "Draft",
+    "GetTimeoutError",
+    "MillpondError",
+    "ObjectDeletedError",
+    "ObjectInfo",
+    "ObjectLostError",
+    "ObjectNotFoundError",
+    "ObjectRef",
+    "SerializationError",
+    "SpillError",
+    "Stats",
+    "Store",
+    "StoreBusyError",
+    "StoreClosedError",
+    "StoreCorruptedError",
+    "StoreFullError",
+    "__version__",
+    "connect",
+]

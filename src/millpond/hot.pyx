@@ -1,0 +1,61 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""The Cython face of the kernel, and the hot path: refs, views, get and put without an interpreted step.
+
+Invariants: a View is one pin and lives as long as anything built over its bytes; an ObjectRef is
+one local count; nothing touches the mappings of a store once it is closed and its last view is gone.
+Calls that may wait for the store's mutex run without the GIL. What is slow (no room, spilled, not
+sealed) is left to the methods `_put_slow` and `_get_slow` of the subclass.
+Not here: files, policy, waiting (store/), the spill loops' decisions (spill/).
+"""
+
+import os
+import pickle
+import struct
+
+import numpy as np
+
+from millpond import errors
+from millpond.packing import inside_put
+
+cimport cython
+cimport numpy as cnp
+from cpython.buffer cimport (
+    PyBUF_CONTIG_RO, PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_CheckBuffer,
+    PyObject_GetBuffer,
+)
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.memoryview cimport PyMemoryView_FromMemory
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcpy, memset, strlen
+from millpond.kernel_api cimport *
+
+cnp.import_array()
+
+cdef extern from "numpy/arrayobject.h":
+    void PyArray_CLEARFLAGS(cnp.ndarray, int) nogil
+    cnp.dtype PyArray_DescrFromType(int)
+    int PyArray_CopyInto(cnp.ndarray, cnp.ndarray) except -1
+
+cdef extern from "stdatomic.h" nogil:
+    int64_t atomic_add "__atomic_add_fetch"(int64_t *, int64_t, int)
+    int64_t atomic_get "__atomic_load_n"(int64_t *, int)
+    bint atomic_swap_if "__atomic_compare_exchange_n"(uint32_t *, uint32_t *, uint32_t, bint, int, int)
+    int ACQ_REL "__ATOMIC_ACQ_REL"
+    int ACQUIRE "__ATOMIC_ACQUIRE"
+
+cdef extern from "unistd.h" nogil:
+    ssize_t pread(int fd, void *buffer, size_t count, int64_t offset)
+
+cdef extern from "atfork.h" nogil:
+    int mp_atfork_add(mp_member *m)
+    void mp_atfork_remove(mp_member *m)
+
+include "encoding.pxi"
+include "refs.pxi"
+include "drafts.pxi"
+include "member.pxi"
+include "core.pxi"
+include "spill.pxi"

@@ -1,0 +1,404 @@
+# Member: one process in one store: attaching and leaving, errors, segments, inspection.
+
+OBJECT = np.dtype([
+    ("entry", "<u4"), ("name", "<u4"), ("tokens", "<u4"), ("names", "<u4"), ("birth", "<u8"), ("size", "<u8"),
+    ("age_s", "<f8"), ("idle_s", "<f8"), ("holders", "<u4"), ("pins", "<u4"), ("state", "u1"), ("clean", "u1"),
+    ("pad", "V6"),
+])
+CANDIDATE = np.dtype([
+    ("entry", "<u4"), ("clean", "u1"), ("hits", "u1"), ("pad", "<u2"), ("birth", "<u8"), ("size", "<u8"),
+    ("stamp", "<u8"),
+])
+STATES = {
+    MP_DRAFT: "draft", MP_RESIDENT: "resident", MP_SPILLED: "spilled", MP_RESTORING: "spilled", MP_DELETED: "deleted",
+    MP_GARBAGE: "garbage", MP_LOST: "lost", MP_ABANDONED: "lost",
+}
+SMALL_MAX = MP_SMALL_MAX
+BLOCK = MP_BLOCK
+NO_LIMIT = 2**64 - 1
+
+
+class Code:
+    """The kernel's answers that the slow paths act upon."""
+
+    OK = MP_OK
+    NOT_FOUND = MP_NOT_FOUND
+    DRAFT = MP_IS_DRAFT
+    SPILLED = MP_IS_SPILLED
+    RESTORING = MP_IS_RESTORING
+    PINNED = MP_IS_PINNED
+    NO_ROOM = MP_NO_ROOM
+    NO_COMMIT = MP_NO_COMMIT
+    TAKEN = MP_TAKEN
+    DISK_LIMIT = MP_DISK_LIMIT
+    SYSTEM = MP_SYSTEM
+
+
+def table_bytes(uint64_t arena_bytes, uint32_t entries, uint32_t names, uint32_t segments):
+    """Bytes of the table for an arena of that address space and pools of those sizes."""
+    cdef mp_geometry g
+    mp_geometry_plan(&g, arena_bytes, entries, names, names, segments)
+    return g.table_bytes, g.arena_bytes
+
+
+def create_table(int table_fd, int arena_fd, uint64_t arena_bytes, uint32_t entries, uint32_t names,
+                 uint32_t segments, *, bytes uuid, bytes boot_id, uint64_t pid_namespace, uint64_t memory_limit,
+                 uint64_t spill_limit, uint64_t overflow_limit, uint64_t handoff_ns, bytes config):
+    """Writes a fresh table into empty memfds of the sizes that `table_bytes` tells. Raises OSError."""
+    cdef mp_geometry g
+    cdef mp_creation c
+    if len(config) >= MP_CONFIG_BYTES or len(uuid) != 16 or len(boot_id) != 16:
+        raise ValueError(f"the store's options take {len(config)} bytes, at most {MP_CONFIG_BYTES - 1} fit")
+    mp_geometry_plan(&g, arena_bytes, entries, names, names, segments)
+    memcpy(c.uuid, PyBytes_AS_STRING(uuid), 16)
+    memcpy(c.boot_id, PyBytes_AS_STRING(boot_id), 16)
+    c.pid_namespace = pid_namespace
+    c.uid, c.gid = os.geteuid(), os.getegid()
+    c.memory_limit, c.spill_limit, c.overflow_limit = memory_limit, spill_limit, overflow_limit
+    c.handoff_ns = handoff_ns
+    c.config = PyBytes_AS_STRING(config)
+    cdef mp_code code = mp_create(table_fd, arena_fd, &g, &c)
+    if code != MP_OK:
+        raise OSError(f"cannot create the store's table: kernel code {code}")
+
+
+def extent_bytes(uint64_t size):
+    """What a value of `size` bytes occupies in the arena."""
+    return mp_extent_bytes(size)
+
+
+cdef struct Faults:
+    char text[65536]
+    size_t used
+
+
+cdef void note_fault(void *context, const char *text) noexcept nogil:
+    """Called with the store's mutex held: plain memory only."""
+    cdef Faults *faults = <Faults *>context
+    cdef size_t n = strlen(text) + 1
+    if faults.used + n <= sizeof(faults.text):
+        memcpy(faults.text + faults.used, text, n)
+        faults.used += n
+
+
+@cython.final
+cdef class Using:
+    """A context in which a member's mappings stay, though another thread may close the store."""
+
+    cdef Member member
+
+    def __init__(self, Member member not None):
+        self.member = member
+
+    def __enter__(self):
+        self.member.enter()
+
+    def __exit__(self, *exc_info):
+        self.member.release_use()
+
+
+cdef class Member:
+    """This process as a member of one store: its slot, its mappings, its part of the table."""
+
+    cdef mp_member m
+    cdef readonly bytes uuid
+    cdef int64_t uses        # views and drafts, and one for being open
+    cdef bint attached
+    cdef object on_finish    # called once, after the mappings are gone
+    cdef object __weakref__
+
+    def __cinit__(self, *_, **__):
+        self.m.state = MP_MEMBER_CLOSED
+
+    def _attach(self, int table_fd, int arena_fd, int lock_fd, int birth_fd, on_finish):
+        """Maps the store and claims a slot. `on_finish()` runs once all is unmapped."""
+        cdef char why[256]
+        cdef mp_code code = mp_map(&self.m, table_fd, arena_fd, lock_fd, birth_fd, why)
+        if code != MP_OK:
+            self.m.state = MP_MEMBER_CLOSED
+            raise errors.AttachError((<bytes>why).decode("utf-8", "replace") if code == MP_INVALID
+                                     else f"cannot map the store: {os.strerror(self.m.error)}")
+        self.uuid = PyBytes_FromStringAndSize(<char *>self.m.header.uuid, 16)
+        with nogil:
+            code = mp_claim_slot(&self.m)
+        if code != MP_OK:
+            failure = self.failure(code, "a member slot")
+            self.m.state = MP_MEMBER_CLOSED
+            mp_unmap(&self.m)
+            raise failure
+        cdef int error = mp_atfork_add(&self.m)
+        if error:
+            mp_release_slot(&self.m)
+            self.m.state = MP_MEMBER_CLOSED
+            mp_unmap(&self.m)
+            raise OSError(error, os.strerror(error))
+        self.on_finish = on_finish
+        self.uses = 1
+        self.attached = True
+
+    def __dealloc__(self):
+        if self.attached:
+            self.detach()
+
+    def _leave(self):
+        """Ends this member's operations and drops its refs; its views stay. True the first time."""
+        cdef uint32_t expected = MP_MEMBER_OPEN
+        if not self.attached or not atomic_swap_if(&self.m.state, &expected, MP_MEMBER_CLOSING, False, ACQ_REL, ACQUIRE):
+            return False
+        with nogil:
+            mp_drop_all(&self.m)
+        self.release_use()
+        return True
+
+    cdef int enter(self) except -1:
+        """Begins an operation: the mappings stay until `release_use`, though the store may be closed."""
+        self.ensure_open()
+        atomic_add(&self.uses, 1, ACQ_REL)
+        return 0
+
+    cdef void release_use(self) noexcept:
+        if atomic_add(&self.uses, -1, ACQ_REL) == 0:
+            self.detach()
+            self.finish()
+
+    cdef void detach(self) noexcept:
+        """The last view of a closed member is gone: slot and mappings go."""
+        self.attached = False
+        mp_atfork_remove(&self.m)
+        with nogil:
+            mp_release_slot(&self.m)
+        self.m.state = MP_MEMBER_CLOSED
+        mp_unmap(&self.m)
+
+    cdef void finish(self) noexcept:
+        on_finish, self.on_finish = self.on_finish, None
+        if on_finish is not None:
+            try:
+                on_finish()
+            except BaseException as error: # we may be inside a destructor: nobody could catch it
+                errors.report_unraisable(error, "closing a store")
+
+    # --- errors ---
+
+    @property
+    def closed(self):
+        """Whether this process has left the store."""
+        return self.m.state != MP_MEMBER_OPEN
+
+    cdef int ensure_open(self) except -1:
+        if self.m.state == MP_MEMBER_OPEN and self.m.wipe[0]:
+            return 0
+        if self.m.state == MP_MEMBER_ORPHAN:
+            raise errors.StoreClosedError(
+                "no member slot was free when this process was forked: its views are valid, but it cannot use the store"
+            )
+        if self.m.state == MP_MEMBER_OPEN:
+            raise errors.StoreClosedError("this process was cloned behind the store's back (not by fork): connect again")
+        raise errors.StoreClosedError("the store is closed in this process: create or connect it again")
+
+    cdef object failure(self, mp_code code, what):
+        """The error that answers a kernel code."""
+        if code == MP_IS_DELETED:
+            return errors.ObjectDeletedError(f"{what} was deleted")
+        if code == MP_IS_LOST:
+            return errors.ObjectLostError(f"{what} is lost: its disk copy is gone or damaged")
+        if code == MP_IS_ABANDONED:
+            return errors.ObjectLostError(f"{what} is lost: its writer ended before the seal")
+        if code == MP_NOT_FOUND or code == MP_EXPIRED:
+            return errors.ObjectNotFoundError(f"{what} is not in this store (any more)")
+        if code == MP_BUSY:
+            return errors.StoreBusyError(
+                f"process {self.m.busy_pid} has held the store's lock for 5 s (is it stopped?): resume or end it"
+            )
+        if code == MP_CORRUPTED:
+            return errors.StoreCorruptedError("the store's table failed its check: create a new store")
+        if code == MP_CLOSED:
+            return errors.StoreClosedError("this process was given up for dead by the store's members: connect again")
+        if code == MP_POOL_FULL:
+            name = self.m.full_pool.decode() if self.m.full_pool != NULL else "a"
+            return errors.StoreFullError(f"the store's pool of {name} is full: drop some, or use a second store")
+        if code == MP_NO_SLOT:
+            return errors.AttachError(f"the store has {MP_SLOTS - 1} members already: close some, or use a second store")
+        if code == MP_DISK_LIMIT:
+            return errors.StoreFullError(
+                f"spill_limit is reached: {self.m.header.disk_bytes} of {self.m.header.spill_limit} bytes: raise it"
+            )
+        if code == MP_SYSTEM:
+            return OSError(self.m.error, os.strerror(self.m.error))
+        return errors.MillpondError(f"{what}: kernel code {code}")
+
+    def _fail(self, int code, what):
+        """The error for a code, for the slow paths to raise."""
+        return self.failure(<mp_code>code, what)
+
+    def _guard(self):
+        """Raises StoreClosedError or StoreCorruptedError if this member must not go on."""
+        self.ensure_open()
+        cdef mp_code code = mp_guard_slot(&self.m)
+        if code != MP_OK:
+            raise self.failure(code, "the store")
+
+    # --- segments: what spill needs of the table ---
+
+    def segment_open(self, uint32_t directory):
+        """(segment, id) of a new segment file, which this member appends to."""
+        cdef uint32_t segment = 0
+        cdef uint64_t id = 0
+        cdef mp_code code
+        with nogil:
+            code = mp_segment_open(&self.m, directory, &segment, &id)
+        if code != MP_OK:
+            raise self.failure(code, "a spill segment")
+        return segment, id
+
+    def segment_reserve(self, uint32_t segment, uint64_t nbytes):
+        """The file offset for `nbytes` more. Raises SpillError (EDQUOT) at `spill_limit`."""
+        cdef uint64_t offset = 0
+        cdef mp_code code
+        with nogil:
+            code = mp_segment_reserve(&self.m, segment, nbytes, &offset)
+        if code == MP_DISK_LIMIT:
+            import errno
+            raise errors.SpillError(errno.EDQUOT, str(self.failure(code, "spill")))
+        if code != MP_OK:
+            raise self.failure(code, f"spill segment {segment}")
+        return offset
+
+    def segment_close(self, uint32_t segment):
+        """Ends appending; the file goes when no object is left in it."""
+        with nogil:
+            mp_segment_close(&self.m, segment)
+
+    def segment_info(self, uint32_t segment):
+        """(id, directory, size, live bytes, state), or None if there is no such segment."""
+        cdef mp_segment s
+        cdef mp_code code
+        with nogil:
+            code = mp_segment_read(&self.m, segment, &s)
+        return (s.id, s.directory, s.size, s.live, s.state) if code == MP_OK else None
+
+    def segment_dead(self):
+        """[(segment, id, directory)] of the files that no object needs any more."""
+        cdef uint32_t segment = 0
+        dead = []
+        if self.m.header.dead_segments == 0:
+            return dead
+        while True:
+            segment = mp_segment_dead(&self.m, segment + 1)
+            if segment == 0:
+                return dead
+            info = self.segment_info(segment)
+            if info is not None:
+                dead.append((segment, info[0], info[1]))
+
+    def segment_forget(self, uint32_t segment, uint64_t id):
+        """The file is unlinked: its record may be used again."""
+        with nogil:
+            mp_segment_forget(&self.m, segment, id)
+
+    # --- background work and inspection ---
+
+    def _reap(self):
+        """Takes apart what dead members left; returns how many there were."""
+        cdef uint32_t n
+        with nogil:
+            n = mp_reap_dead(&self.m)
+            mp_token_expire(&self.m, boottime())
+            mp_drain(&self.m)
+        return n
+
+    def _survey(self):
+        """Every object, as an OBJECT array."""
+        cdef uint32_t cursor = 0, n = 1, room = 4096
+        cdef cnp.ndarray rows
+        cdef mp_object *p
+        self.ensure_open()
+        chunks = []
+        while n:
+            rows = np.empty(room, OBJECT)
+            p = <mp_object *>cnp.PyArray_DATA(rows)
+            with nogil:
+                n = mp_objects(&self.m, &cursor, p, room)
+            chunks.append(rows[:n])
+        return np.concatenate(chunks)
+
+    def _name_text(self, uint32_t index):
+        if index == 0 or index >= self.m.header.pool_names.high or self.m.names[index].target == 0:
+            return None
+        return PyBytes_FromStringAndSize(self.m.names[index].text, self.m.names[index].length).decode("utf-8", "replace")
+
+    def _members(self):
+        """[(slot, pid, command)] of the members, orphans of fork included."""
+        found = []
+        for i in range(MP_SLOTS):
+            if (self.m.slots[i].word & 255) != MP_SLOT_FREE:
+                found.append((i, self.m.slots[i].pid, (<bytes>self.m.slots[i].command).decode("utf-8", "replace")))
+        return found
+
+    def _member_bits(self, ObjectRef ref):
+        """([slots that hold], [slots that pin]) of a ref's object."""
+        cdef mp_entry *e = &self.m.entries[ref.entry]
+        holders = [s for s in range(MP_SLOTS) if e.holders[s >> 6] >> (s & 63) & 1]
+        return holders, [s for s in range(MP_SLOTS) if e.pins[s >> 6] >> (s & 63) & 1]
+
+    def _totals(self):
+        """The table's own figures, as a dict."""
+        cdef mp_header *h = self.m.header
+        self.ensure_open()
+        return {
+            "memory_limit": h.memory_limit,
+            "spill_limit": None if h.spill_limit == NO_LIMIT else h.spill_limit,
+            "overflow_limit": h.overflow_limit,
+            "committed_bytes": h.committed_blocks * MP_BLOCK,
+            "free_bytes": h.free_pages * MP_PAGE,
+            "disk_bytes": h.disk_bytes,
+            "dead_segments": h.dead_segments,
+            "unburied": h.unburied,
+            "overflow_bytes": self._overflow(0),
+            "spilled_bytes_total": h.spilled_bytes,
+            "restored_bytes_total": h.restored_bytes,
+            "spilled_objects_total": h.spilled_objects,
+            "restored_objects_total": h.restored_objects,
+            "recoveries": h.recoveries,
+            "handoff_ns": h.handoff_ns,
+            "tokens": h.pool_tokens.used - 1,
+            "slot": self.m.slot,
+        }
+
+    def _config(self):
+        """The options that were written at creation, as bytes."""
+        return <bytes>self.m.header.config
+
+    def _table_bytes(self):
+        """Memory of the table, as the system counts it."""
+        return os.fstat(self.m.table_fd).st_blocks * 512
+
+    def check(self):
+        """List of faults found in the shared table; empty means sound. Holds the store's mutex for its
+        length: milliseconds per hundred thousand objects."""
+        cdef Faults *faults = <Faults *>malloc(sizeof(Faults))
+        if faults == NULL:
+            raise MemoryError
+        faults.used = 0
+        try:
+            self.enter()
+            with nogil:
+                mp_check(&self.m, note_fault, faults)
+            self.release_use()
+            text = PyBytes_FromStringAndSize(faults.text, faults.used)
+        finally:
+            free(faults)
+        return text.decode("utf-8", "replace").split("\0")[:-1]
+
+
+cdef extern from "kernel.h" nogil:
+    uint64_t boottime "mp_linux.boottime"()
+
+
+def table_identity(int table_fd):
+    """(uuid, boot id, pid namespace, uid, gid) of a table, read without mapping it. Raises AttachError."""
+    cdef mp_header h
+    if pread(table_fd, &h, sizeof(h), 0) != sizeof(h):
+        raise errors.AttachError("the table is too short for a header")
+    return (PyBytes_FromStringAndSize(<char *>h.uuid, 16), PyBytes_FromStringAndSize(<char *>h.boot_id, 16),
+            h.pid_namespace, h.uid, h.gid)

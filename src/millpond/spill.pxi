@@ -1,0 +1,287 @@
+# The loops of spilling: claim objects, frame small ones as records, record their places.
+#
+# Invariants: a claim is an operation's pin and is ended exactly once, by publish or by cancel; the record
+# format is that of spill/record.py (a test holds the two together); gaps and padding are zeroed, so
+# that no other object's bytes reach the disk.
+
+from xxhash import xxh3_64_intdigest
+
+from cpython.buffer cimport PyBUF_READ
+
+cdef object _digest = xxh3_64_intdigest
+
+cdef enum:
+    RECORD_MAGIC = 0x704D
+    RECORD_VERSION = 1
+    RECORD_ALIGN = 64
+    RECORD_SMALL_END = 65536  # from here on, values are written straight from the arena
+
+cdef struct RecordHead:
+    uint16_t magic
+    uint8_t version
+    uint8_t codec
+    uint32_t entry
+    uint64_t birth
+    uint8_t uuid[16]
+    uint64_t raw
+    uint64_t stored
+    uint64_t checksum
+    uint64_t own_checksum
+
+cdef struct Claim:
+    uint64_t birth
+    uint64_t offset      # in the arena
+    uint64_t size
+    uint64_t at          # in the segment file, from the base that publish is told
+    uint64_t length
+    uint64_t checksum
+    uint32_t entry
+    uint8_t codec
+    uint8_t open
+
+
+@cython.final
+@cython.freelist(2)
+cdef class Span:
+    """Bytes at a changing address, as the buffer that the checksum function wants."""
+
+    cdef void *data
+    cdef Py_ssize_t size
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        PyBuffer_FillInfo(buffer, self, self.data, self.size, 1, flags)
+
+
+cdef inline uint64_t digest_of(Span span, void *data, uint64_t size) except? 0:
+    span.data = data
+    span.size = size
+    return _digest(span)
+
+
+cdef inline uint64_t round_up(uint64_t n, uint64_t unit) noexcept nogil:
+    return (n + unit - 1) & ~(unit - 1)
+
+
+@cython.final
+cdef class Batch:
+    """Objects of one store, claimed for cleaning: items [0, small) are shorter than 64 KiB.
+
+    Not safe for several threads. Claims that are left when it goes are cancelled.
+    """
+
+    cdef Core core
+    cdef uint64_t owner      # the member's slot word: a forked child has a copy, but none of the claims
+    cdef Claim *claims
+    cdef readonly Py_ssize_t count
+    """How many objects are claimed."""
+    cdef readonly Py_ssize_t small
+    """How many of them come first because they are shorter than 64 KiB."""
+    cdef readonly Py_ssize_t examined
+    """How many candidates were looked at, the claimed ones included."""
+    cdef readonly uint64_t nbytes
+    """Bytes of memory that the claimed objects occupy."""
+
+    def __cinit__(self, Core core not None, candidates, uint64_t byte_limit):
+        """Claims candidates from the first on, until the claimed ones occupy `byte_limit` bytes.
+
+        `candidates` is a record array with the fields `entry` (u4) and `birth` (u8). Those that are
+        pinned, clean or gone by now are passed over. Raises StoreClosedError.
+        """
+        cdef const uint32_t[:] entries = candidates["entry"]
+        cdef const uint64_t[:] births = candidates["birth"]
+        core.ensure_open()
+        self.core = core
+        self.owner = core.m.slot_word
+        atomic_add(&core.uses, 1, ACQ_REL)
+        with nogil:
+            self.claim(entries, births, byte_limit)
+        self.sort()
+
+    cdef int claim(self, const uint32_t[:] entries, const uint64_t[:] births, uint64_t limit) except -1 nogil:
+        cdef Py_ssize_t room = 0
+        cdef Claim *c
+        while self.examined < entries.shape[0] and self.nbytes < limit:
+            if self.count == room:
+                room = 2 * room + 64
+                c = <Claim *>realloc(self.claims, room * sizeof(Claim))
+                if c == NULL:
+                    raise MemoryError()
+                self.claims = c
+            c = &self.claims[self.count]
+            memset(c, 0, sizeof(Claim))
+            c.entry = entries[self.examined]
+            c.birth = births[self.examined]
+            self.examined += 1
+            if mp_clean_claim(&self.core.m, c.entry, c.birth, &c.offset, &c.size) == MP_OK:
+                c.open = True
+                self.count += 1
+                self.nbytes += mp_extent_bytes(c.size)
+        return 0
+
+    cdef int sort(self) except -1:
+        """Small ones first, either kind in the order in which it was claimed."""
+        cdef Claim *sorted = <Claim *>malloc((self.count + 1) * sizeof(Claim))
+        cdef Py_ssize_t i, at = 0
+        if sorted == NULL:
+            raise MemoryError()
+        for i in range(self.count):
+            if self.claims[i].size < RECORD_SMALL_END:
+                sorted[at] = self.claims[i]
+                at += 1
+        self.small = at
+        for i in range(self.count):
+            if self.claims[i].size >= RECORD_SMALL_END:
+                sorted[at] = self.claims[i]
+                at += 1
+        free(self.claims)
+        self.claims = sorted
+        return 0
+
+    def __dealloc__(self):
+        if self.core is not None:
+            self.cancel()
+            free(self.claims)
+            self.core.release_use()
+
+    cdef Claim *at(self, Py_ssize_t index) except NULL:
+        if index < 0 or index >= self.count:
+            raise IndexError(f"item {index} of a batch of {self.count}")
+        return &self.claims[index]
+
+    def item(self, Py_ssize_t index):
+        """Entry, birth and size in bytes of one object."""
+        cdef Claim *c = self.at(index)
+        return c.entry, c.birth, c.size
+
+    def memory(self, Py_ssize_t index):
+        """The bytes of an item that is not small, read-only; they start on a page. Valid like the batch."""
+        cdef Claim *c = self.at(index)
+        if index < self.small:
+            raise IndexError(f"item {index} is small and has no pages of its own")
+        return PyMemoryView_FromMemory(<char *>self.core.m.arena_read + c.offset, c.size, PyBUF_READ)
+
+    def frame(self, Py_ssize_t first, target, uint8_t codec, compress):
+        """Frames small items from `first` on as records into `target`, as many as surely fit.
+
+        Returns the first item that is left, and the bytes used, a whole number of pages. `compress`
+        takes a memoryview and gives a stored payload in the format of `codec`, or None; it may be None.
+        """
+        cdef Py_buffer buffer
+        cdef Py_ssize_t stop
+        cdef uint64_t room, used = 0, end
+        PyObject_GetBuffer(target, &buffer, PyBUF_SIMPLE | PyBUF_WRITABLE)
+        try:
+            room = <uint64_t>buffer.len // MP_PAGE * MP_PAGE
+            stop = self.frame_into(<uint8_t *>buffer.buf, room, first, codec, compress, &used)
+            end = round_up(used, MP_PAGE)
+            memset(<uint8_t *>buffer.buf + used, 0, end - used)
+        finally:
+            PyBuffer_Release(&buffer)
+        if stop == first < self.small:
+            raise ValueError(f"a buffer of {len(target)} bytes is too small for a record of 64 KiB")
+        return stop, end
+
+    cdef Py_ssize_t frame_into(
+        self, uint8_t *target, uint64_t room, Py_ssize_t first, uint8_t codec, compress, uint64_t *used
+    ) except -1:
+        cdef Py_ssize_t index = first
+        cdef Claim *c
+        cdef Span span = Span.__new__(Span)
+        while index < self.small:
+            c = self.at(index)
+            if room - used[0] < round_up(sizeof(RecordHead) + c.size, RECORD_ALIGN):
+                break
+            c.at = used[0]
+            self.frame_one(target + used[0], c, codec, compress, span)
+            used[0] += c.length
+            index += 1
+        return index
+
+    cdef int frame_one(self, uint8_t *target, Claim *c, uint8_t codec, compress, Span span) except -1:
+        cdef const uint8_t *value = self.core.m.arena_read + c.offset
+        cdef RecordHead *head = <RecordHead *>target
+        cdef uint8_t *body = target + sizeof(RecordHead)
+        cdef uint64_t stored = c.size
+        cdef object payload = None
+        if compress is not None:
+            payload = compress(PyMemoryView_FromMemory(<char *>value, c.size, PyBUF_READ))
+        if payload is None:
+            c.codec = 0
+            memcpy(body, value, stored)
+        else:
+            c.codec = codec
+            stored = PyBytes_GET_SIZE(<bytes?>payload)
+            if stored > c.size:
+                raise ValueError(f"{c.size} bytes were compressed to {stored}")
+            memcpy(body, PyBytes_AS_STRING(payload), stored)
+        c.length = round_up(sizeof(RecordHead) + stored, RECORD_ALIGN)
+        memset(body + stored, 0, c.length - sizeof(RecordHead) - stored)
+        c.checksum = digest_of(span, body, stored)
+        head.magic = RECORD_MAGIC
+        head.version = RECORD_VERSION
+        head.codec = c.codec
+        head.entry = c.entry
+        head.birth = c.birth
+        memcpy(head.uuid, self.core.m.header.uuid, 16)
+        head.raw = c.size
+        head.stored = stored
+        head.checksum = c.checksum
+        head.own_checksum = digest_of(span, head, sizeof(RecordHead) - sizeof(uint64_t))
+        return 0
+
+    def set_place(self, Py_ssize_t index, uint64_t offset, uint64_t length, uint64_t checksum, uint8_t codec):
+        """Sets the place of one item; `offset` counts from the base that `publish` is told."""
+        cdef Claim *c = self.at(index)
+        c.at, c.length, c.checksum, c.codec = offset, length, checksum, codec
+
+    def publish(self, Py_ssize_t first, Py_ssize_t stop, uint32_t segment, uint64_t base, bint evict):
+        """Records the places of items [first, stop), which are on disk now, and ends their claims.
+
+        With `evict`, drops the memory of those that nobody has pinned meanwhile. Returns how many were
+        recorded, and the bytes of memory freed; an object that died meanwhile counts as neither. Raises
+        StoreBusyError, StoreCorruptedError, StoreClosedError; the objects left are as they were.
+        """
+        cdef Py_ssize_t i, objects = 0
+        cdef uint64_t freed = 0
+        cdef mp_code code = MP_OK
+        if first < 0 or stop > self.count:
+            raise IndexError(f"items [{first}, {stop}) of a batch of {self.count}")
+        if self.owner != self.core.m.slot_word:
+            raise errors.StoreClosedError("this batch belongs to the process that made it, not to its forked child")
+        with nogil:
+            for i in range(first, stop):
+                if not self.claims[i].open:
+                    continue
+                code = self.publish_one(&self.claims[i], segment, base, evict)
+                if code == MP_OK and evict:
+                    freed += mp_extent_bytes(self.claims[i].size)
+                if code == MP_OK or code == MP_IS_PINNED:
+                    objects += 1
+                elif code != MP_NOT_FOUND:
+                    break
+                code = MP_OK
+        if code != MP_OK:
+            raise self.core.failure(code, "a spilled object")
+        return objects, freed
+
+    cdef mp_code publish_one(self, Claim *c, uint32_t segment, uint64_t base, bint evict) noexcept nogil:
+        cdef mp_place place
+        memset(&place, 0, sizeof(place))
+        place.offset = base + c.at
+        place.length = c.length
+        place.checksum = c.checksum
+        place.segment = segment
+        place.codec = c.codec
+        c.open = False
+        return mp_clean_publish(&self.core.m, c.entry, c.birth, &place, evict)
+
+    cpdef cancel(self):
+        """Ends all claims that `publish` has not ended. The objects stay as they are."""
+        cdef Py_ssize_t i
+        if self.owner != self.core.m.slot_word:
+            return
+        with nogil:
+            for i in range(self.count):
+                if self.claims[i].open:
+                    self.claims[i].open = False
+                    mp_clean_cancel(&self.core.m, self.claims[i].entry)
