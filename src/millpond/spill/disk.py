@@ -1,0 +1,208 @@
+"""Files and buffers for direct I/O: opening, whole reads and writes, and what a filesystem allows.
+
+Invariants: every system call of the disk side goes through a `System`, so that a test can make the
+Nth one fail; a write returns when every byte is written, else it raises; descriptors are close-on-exec
+and never follow a symbolic link; buffers for direct I/O start on a page and are private to the process.
+Descriptors for reading are not kept open: opening and closing costs 1 us beside the 65 us of a direct
+read of one page, and a descriptor that an idle process keeps would hold the blocks of a file that
+somebody else has unlinked.
+Not here: where files lie (`directory`), what is in them (`record`).
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import count
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from millpond.spill.record import PAGE
+
+CALL_BYTES: Final = 8 << 20
+"""Most bytes of payload in one call: more is not faster, less is."""
+_IOV_MAX: Final = 1024
+_GIL_COPY_MAX: Final = 64 << 10
+_OPEN_FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a fifo in a file's place must not block
+_Call = Callable[[int, Sequence[memoryview], int], int]
+_probes = count()
+
+
+class System:
+    """The system calls of the disk side, one method each. Subclass it to make them fail."""
+
+    def open(self, path: str, flags: int, mode: int = 0o600) -> int:
+        return os.open(path, flags | _OPEN_FLAGS, mode)
+
+    def close(self, fd: int) -> None:
+        os.close(fd)
+
+    def fstat(self, fd: int) -> os.stat_result:
+        return os.fstat(fd)
+
+    def pwritev(self, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+        return os.pwritev(fd, buffers, offset)
+
+    def preadv(self, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+        return os.preadv(fd, buffers, offset)
+
+    def fdatasync(self, fd: int) -> None:
+        os.fdatasync(fd)
+
+    def unlink(self, path: str) -> None:
+        os.unlink(path)
+
+    def statvfs(self, path: str) -> os.statvfs_result:
+        return os.statvfs(path)
+
+
+def aligned_buffer(nbytes: int) -> memoryview:
+    """`nbytes` of private memory that starts on a page; freed with its last view.
+
+    Not shared with forked children, unlike the default of an anonymous mmap.
+    """
+    return memoryview(mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+
+
+class BufferPool:
+    """Aligned buffers of one size that threads borrow: warm pages are many times faster than fresh ones."""
+
+    def __init__(self, nbytes: int, keep: int) -> None:
+        """Buffers of `nbytes`; at most `keep` of them stay when nobody uses them."""
+        self.nbytes = nbytes
+        self._keep = keep
+        self._idle: list[memoryview] = []
+
+    @contextmanager
+    def borrow(self) -> Iterator[memoryview]:
+        """A buffer for the length of a `with` block. Its bytes are anything."""
+        try:
+            buffer = self._idle.pop()
+        except IndexError:
+            buffer = aligned_buffer(self.nbytes)
+        try:
+            yield buffer
+        finally:
+            if len(self._idle) < self._keep:
+                self._idle.append(buffer)
+
+
+def copy_bytes(target: memoryview, source: memoryview) -> None:
+    """target[:] = source, letting other threads run while a large one is copied."""
+    if len(source) > _GIL_COPY_MAX:
+        np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(source, np.uint8))
+    else:
+        target[:] = source
+
+
+def write_all(system: System, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+    """Writes `buffers`, each a whole number of pages, one after another from `offset` on.
+
+    Returns the bytes written, which is always all of them. A call that writes less than it was given
+    is repeated for the rest; raises OSError when the system refuses or gets nowhere.
+    """
+    return _move_all(system.pwritev, fd, buffers, offset, errno.EIO)
+
+
+def read_all(system: System, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+    """Fills `buffers`, each a whole number of pages, from `offset` on.
+
+    Returns the bytes read: fewer than asked for only where the file ends, and then whole pages.
+    """
+    return _move_all(system.preadv, fd, buffers, offset, 0)
+
+
+def _move_all(call: _Call, fd: int, buffers: Sequence[memoryview], offset: int, stuck: int) -> int:
+    """Repeats `call` until everything has moved, each time from a page on, as direct I/O wants it."""
+    total = sum(len(buffer) for buffer in buffers)
+    done = 0
+    while done < total:
+        moved = call(fd, _rest(buffers, done)[:_IOV_MAX], offset + done)
+        if done + moved == total:
+            return total
+        step = moved & -PAGE
+        if step == 0:
+            if stuck:
+                raise OSError(stuck, f"only {done + moved} of {total} bytes could be written")
+            return done
+        done += step
+    return total
+
+
+def _rest(buffers: Sequence[memoryview], done: int) -> list[memoryview]:
+    """What is left of `buffers` after their first `done` bytes."""
+    rest = []
+    for buffer in buffers:
+        if done < len(buffer):
+            rest.append(buffer[done:] if done else buffer)
+        done = max(0, done - len(buffer))
+    return rest
+
+
+def open_new(system: System, path: str, direct: bool) -> int:
+    """A descriptor for writing a file that must not exist yet, mode 0600."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    return system.open(path, flags | (os.O_DIRECT if direct else 0))
+
+
+@contextmanager
+def opened(system: System, path: str, direct: bool) -> Iterator[int]:
+    """A descriptor for reading the regular file of this user at `path`.
+
+    Raises OSError; ESTALE when something else lies there.
+    """
+    fd = system.open(path, os.O_RDONLY | (os.O_DIRECT if direct else 0))
+    try:
+        status = system.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+            raise OSError(errno.ESTALE, "not a regular file of this user", path)
+        yield fd
+    finally:
+        system.close(fd)
+
+
+def probe_direct(system: System, directory: str) -> bool:
+    """Whether files in `directory` can be written past the page cache, page by page.
+
+    Opening alone proves nothing: some filesystems refuse at the first write. Raises OSError when the
+    directory cannot be written to at all.
+    """
+    path = os.path.join(directory, f"probe-{os.getpid()}-{next(_probes)}")
+    page = [aligned_buffer(PAGE)]
+    try:
+        fd = open_new(system, path, direct=True)
+        try:
+            return system.pwritev(fd, page, 0) == PAGE
+        finally:
+            system.close(fd)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
+            return False
+        raise
+    finally:
+        with suppress(FileNotFoundError):
+            system.unlink(path)  # open leaves the file behind when it refuses only the flag
+
+
+def free_space(system: System, directory: str) -> tuple[int, int]:
+    """Bytes that this user may still write to the filesystem of `directory`, and its size in bytes."""
+    status = system.statvfs(directory)
+    return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
+
+
+def is_memory_filesystem(directory: str | Path) -> bool:
+    """Whether `directory` lies in memory (tmpfs, ramfs), where spilling would free nothing."""
+    device = os.stat(directory).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+        for line in mounts:
+            mount, _, source = line.partition(" - ")
+            if mount.split(" ")[2] == wanted:
+                return source.split(" ")[0] in ("tmpfs", "ramfs")
+    return False

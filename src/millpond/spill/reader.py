@@ -1,0 +1,255 @@
+"""Reading objects back from disk, verified.
+
+Invariants: nobody sees a byte before header and checksum agree with the table; what does not is read a
+second time before the object is called lost; only a file that is gone, short or not ours, or bytes
+that are wrong twice, make an object lost. Any other error of the system leaves it spilled.
+The caller holds a pin: it keeps the place, and with it the file, until the read is over.
+Not here: where the bytes go and who waits for them (the store and the kernel).
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import sys
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Final, NamedTuple, TypeVar
+
+from xxhash import xxh3_64, xxh3_64_intdigest
+
+from millpond.errors import ObjectLostError, SpillError
+from millpond.spill.codec import CODECS, FRAME, FRAME_HEAD, Codec, CodecError, decode
+from millpond.spill.directory import Directories
+from millpond.spill.disk import CALL_BYTES, BufferPool, aligned_buffer, copy_bytes, opened, read_all
+from millpond.spill.overlap import Overlap
+from millpond.spill.record import (
+    CODEC_NONE,
+    HEADER_BYTES,
+    OWN_FILE_MIN,
+    PAGE,
+    Place,
+    RecordError,
+    RecordHeader,
+    is_paged,
+    padded,
+    payload_start,
+    verify,
+)
+from millpond.spill.segments import SegmentTable
+
+WINDOW: Final = 4 << 20
+"""What is not read straight to where it belongs passes through buffers of this size."""
+assert WINDOW >= 2 * PAGE + FRAME_HEAD + FRAME, "a window must hold any frame whole"
+
+T = TypeVar("T")
+Step = Callable[[], object]
+PlaceFields = tuple[int, int, int, int, int]
+"""The fields of a Place, which is one."""
+
+_GONE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE)
+
+
+class _Short(Exception):
+    """The file ends before the record does."""
+
+
+class _Wanted(NamedTuple):
+    """The object that is being read, as the table knows it."""
+
+    uuid: bytes
+    place: Place
+    entry: int
+    birth: int
+    size: int
+
+    def check_header(self, header: memoryview) -> RecordHeader:
+        """The header in these 64 bytes, if it is the right one. Raises RecordError."""
+        return verify(bytes(header), self.uuid, self.entry, self.birth, self.size, self.place)
+
+    def check_payload(self, checksum: int) -> None:
+        """Raises RecordError unless `checksum` is that of the payload that was written."""
+        if checksum != self.place.checksum:
+            raise RecordError("the payload's checksum is wrong")
+
+
+class SpillReader:
+    """Restores objects of one store into memory of this process. Safe for many threads at once."""
+
+    def __init__(
+        self, table: SegmentTable, directories: Directories, codecs: Iterable[Codec] = CODECS.values()
+    ) -> None:
+        """`codecs` are those that records may have been written with."""
+        self._table = table
+        self._uuid = table.uuid
+        self._directories = directories
+        self._system = directories.system
+        self._codecs = {codec.number: codec for codec in codecs}
+        self._buffered: set[int] = set()  # directories that refuse to be read past the page cache
+        self._windows = BufferPool(WINDOW, keep=2)
+        self._pages = BufferPool(PAGE, keep=8)
+
+    def read_into(
+        self,
+        place: PlaceFields,
+        entry: int,
+        birth: int,
+        size: int,
+        target: memoryview,
+        step: Step | None = None,
+    ) -> None:
+        """Fills `target` with the value of `size` bytes, and what `target` has beyond them with zeros.
+
+        A value of more than 8 KiB needs a `target` that starts on a page and ends where its last page
+        does. `step` is called after every few MiB. Raises ObjectLostError and SpillError, both naming
+        the file; `target` may hold anything then.
+        """
+        wanted = _Wanted(self._uuid, Place(*place), entry, birth, size)
+
+        def read(fd: int) -> None:
+            if wanted.place.codec == CODEC_NONE and is_paged(CODEC_NONE, size):
+                self._read_pages(fd, wanted, target, step)
+            else:
+                self._read_windows(fd, wanted, target[:size], step)
+            target[size:] = bytes(len(target) - size)
+
+        self._verified(wanted, read)
+
+    def read_private(self, place: PlaceFields, entry: int, birth: int, size: int) -> memoryview:
+        """The value in writable memory of its own. Raises like `read_into`."""
+        target = aligned_buffer(padded(size))
+        self.read_into(place, entry, birth, size, target)
+        return target[:size]
+
+    def map_private(self, place: PlaceFields, entry: int, birth: int, size: int) -> memoryview:
+        """The value as a read-only map of its file, which must be its own and not compressed.
+
+        The file is read and verified once, through the page cache and the descriptor that is mapped.
+        Raises like `read_into`.
+        """
+        wanted = _Wanted(self._uuid, Place(*place), entry, birth, size)
+        if wanted.place.codec != CODEC_NONE or size < OWN_FILE_MIN:
+            raise ValueError(f"{size} bytes with codec {wanted.place.codec} have no file to map")
+
+        def read(fd: int) -> memoryview:
+            digest, end = xxh3_64(), PAGE + size
+            with self._windows.borrow() as window:
+                wanted.check_header(self._window(fd, 0, HEADER_BYTES, window))
+                for at in range(PAGE, end, WINDOW):
+                    digest.update(self._window(fd, at, min(at + WINDOW, end), window))
+            wanted.check_payload(digest.intdigest())
+            return _map(fd, end)[PAGE:]
+
+        return self._verified(wanted, read, direct=False)
+
+    def _read_pages(self, fd: int, wanted: _Wanted, target: memoryview, step: Step | None) -> None:
+        """The payload goes straight into `target`, the page of the header into a buffer.
+
+        One piece is checked while the next one is read.
+        """
+        place, size, digest = wanted.place, wanted.size, xxh3_64()
+        with Overlap[None]() as check, self._pages.borrow() as page:
+            for at in range(0, size, CALL_BYTES):
+                chunk = target[at : min(at + CALL_BYTES, padded(size))]
+                if at == 0:
+                    self._fill(fd, [page, chunk], place.offset)
+                    wanted.check_header(page[:HEADER_BYTES])
+                else:
+                    self._fill(fd, [chunk], place.offset + PAGE + at)
+                    check.finish()
+                if step is not None:
+                    step()
+                if at + CALL_BYTES < size:
+                    check.start(partial(digest.update, chunk))
+            digest.update(chunk[: size - at])
+        wanted.check_payload(digest.intdigest())
+
+    def _read_windows(self, fd: int, wanted: _Wanted, target: memoryview, step: Step | None) -> None:
+        """The record passes through a buffer: it is packed among others, compressed, or both."""
+        place, start = wanted.place, payload_start(wanted.place.codec, wanted.size)
+        with self._windows.borrow() as window:
+            view = self._window(fd, place.offset, place.offset + place.length, window)
+            header = wanted.check_header(view[:HEADER_BYTES])
+            view = view[start : start + header.stored]
+            if place.codec == CODEC_NONE:
+                wanted.check_payload(xxh3_64_intdigest(view))
+                copy_bytes(target, view)
+                return
+            codec, digest, done = self._codecs[place.codec], xxh3_64(), 0
+            at = place.offset + start
+            end = at + header.stored
+            while True:
+                used, filled = decode(codec, view, target, done)
+                if used == 0:
+                    raise CodecError(f"the frames end after {done} of {len(target)} bytes")
+                digest.update(view[:used])
+                at, done = at + used, filled
+                if step is not None:
+                    step()
+                if done == len(target):
+                    break
+                view = self._window(fd, at, end, window)
+        if at != end:
+            raise CodecError(f"{end - at} bytes follow the last frame")
+        wanted.check_payload(digest.intdigest())
+
+    def _window(self, fd: int, start: int, stop: int, window: memoryview) -> memoryview:
+        """Bytes [start, stop) of the file, or as many of the first of them as `window` can hold."""
+        first = start & -PAGE
+        count = min(padded(stop) - first, len(window))
+        self._fill(fd, [window[:count]], first)
+        return window[start - first : min(stop - first, count)]
+
+    def _fill(self, fd: int, buffers: list[memoryview], offset: int) -> None:
+        count = read_all(self._system, fd, buffers, offset)
+        if count < sum(map(len, buffers)):
+            raise _Short(f"the file ends at {offset + count}")
+
+    def _verified(self, wanted: _Wanted, read: Callable[[int], T], direct: bool = True) -> T:
+        """What `read` returns, given a descriptor; a second time if the bytes were wrong."""
+        if wanted.place.codec not in self._codecs:
+            raise SpillError(errno.EINVAL, f"the codec with number {wanted.place.codec} is not known here")
+        info = self._table.segment_info(wanted.place.segment)
+        if info is None:
+            raise SpillError(errno.EAGAIN, f"segment {wanted.place.segment} cannot be looked up now")
+        segment_id, directory, *_ = info
+        path = self._directories.file(directory, segment_id)
+        try:
+            try:
+                return self._read_once(path, directory, direct, read)
+            except (RecordError, CodecError):  # perhaps damaged only on its way here
+                return self._read_once(path, directory, direct, read)
+        except (RecordError, CodecError, _Short) as error:
+            raise _lost(wanted, path, str(error)) from error
+        except OSError as error:
+            if error.errno in _GONE:
+                raise _lost(wanted, path, error.strerror or "gone") from error
+            raise SpillError(
+                error.errno, f"cannot read a spilled object: {error.strerror}. It stays on disk", path
+            ) from error
+
+    def _read_once(self, path: str, directory: int, direct: bool, read: Callable[[int], T]) -> T:
+        if direct and directory not in self._buffered:
+            try:
+                with opened(self._system, path, direct=True) as fd:
+                    return read(fd)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                self._buffered.add(directory)
+        with opened(self._system, path, direct=False) as fd:
+            return read(fd)
+
+
+def _lost(wanted: _Wanted, path: str, reason: str) -> ObjectLostError:
+    return ObjectLostError(
+        f"object {wanted.entry}.{wanted.birth} of {wanted.size} bytes is lost: its disk copy at offset "
+        f"{wanted.place.offset} of {path} cannot be used: {reason}. Make it again and drop this ref"
+    )
+
+
+def _map(fd: int, nbytes: int) -> memoryview:
+    """A private, read-only map of the first `nbytes` of a file."""
+    if sys.version_info >= (3, 13):  # before, each map keeps a descriptor of its own
+        return memoryview(mmap.mmap(fd, nbytes, mmap.MAP_PRIVATE, mmap.PROT_READ, trackfd=False))
+    return memoryview(mmap.mmap(fd, nbytes, mmap.MAP_PRIVATE, mmap.PROT_READ))

@@ -1,0 +1,264 @@
+"""The segment files that this process writes: opening, appending, closing, and trying elsewhere.
+
+Invariants: the table knows a segment before its file exists, and hands out every byte of it, so that
+what a killed process leaves is found and removed; a segment stays OPEN until the places in it are
+recorded, or somebody would unlink it as dead; a write counts once it is on the disk (direct, or waited
+for); a segment in which a write failed gets no further records.
+The caller serializes: one `Segments` belongs to one writer and its lock.
+Not here: what is written (`writer`), which directories there are (`directory`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, Protocol, TypeVar
+
+from xxhash import xxh3_64
+
+from millpond.errors import SpillError
+from millpond.spill.directory import Directories
+from millpond.spill.disk import CALL_BYTES, copy_bytes, open_new, write_all
+from millpond.spill.group import whole_pages
+from millpond.spill.overlap import Overlap
+from millpond.spill.record import HEADER_BYTES, PAGE, RecordHeader, padded
+
+SEGMENT_BYTES: Final = 128 << 20
+"""An append segment that would grow beyond this is closed and a new one opened."""
+
+T = TypeVar("T")
+Chunks = Iterable[tuple[memoryview, list[memoryview]]]
+"""Pieces of a payload, and the whole pages that hold each of them; only the last may need padding."""
+
+
+class SegmentTable(Protocol):
+    """What spilling needs of `millpond.hot.Core`. All of it may raise errors of the store as a whole
+    (StoreClosedError, StoreBusyError, ...)."""
+
+    @property
+    def uuid(self) -> bytes:
+        """The store's, 16 bytes."""
+
+    def segment_open(self, directory: int) -> tuple[int, int]:
+        """A new OPEN segment: its index and its id."""
+
+    def segment_reserve(self, segment: int, nbytes: int) -> int:
+        """Appends `nbytes`; returns their offset. Raises SpillError (EDQUOT) at the spill limit."""
+
+    def segment_close(self, segment: int) -> None:
+        """Ends appending. Without live records the segment is DEAD from then on."""
+
+    def segment_dead(self) -> list[tuple[int, int, int]]:
+        """Index, id and directory of every DEAD segment."""
+
+    def segment_forget(self, segment: int, segment_id: int) -> None:
+        """The file is gone: frees the index. Without effect if it is another segment's by now."""
+
+    def segment_info(self, segment: int) -> tuple[int, int, int, int, int] | None:
+        """Id, directory, bytes handed out, bytes live, state; None if it cannot be told."""
+
+
+@dataclass(slots=True)
+class Segment:
+    """A file that is being written."""
+
+    index: int
+    directory: int
+    fd: int
+    path: str
+    direct: bool
+    size: int = 0
+    """Bytes handed out by the table."""
+
+
+class Segments:
+    """Opens and fills segment files for one writer."""
+
+    def __init__(self, table: SegmentTable, directories: Directories) -> None:
+        """Opens nothing yet."""
+        self.directories = directories
+        self._table = table
+        self._system = directories.system
+        self._current: Segment | None = None
+
+    def append(self, buffers: Sequence[memoryview], nbytes: int) -> tuple[int, int]:
+        """Writes `buffers`, whole pages of `nbytes` in all, behind one another in an append segment.
+
+        Returns the segment's index and the offset. The segment is open at least until the next call.
+        Raises SpillError when no directory takes them, or the spill limit is reached.
+        """
+        tried: dict[int, OSError] = {}
+        current = self._current
+        if current is not None and current.size + nbytes > SEGMENT_BYTES:
+            self.roll()
+        elif current is not None:
+            try:
+                self.directories.check_room(current.directory, nbytes)
+                return current.index, self._append_to(current, buffers, nbytes)
+            except SpillError:
+                raise
+            except OSError as error:
+                self._give_up(current, error, tried)
+                self._current = None
+        segment, offset = self._in_some_directory(
+            nbytes, tried, lambda segment: self._append_to(segment, buffers, nbytes)
+        )
+        self._current = segment
+        return segment.index, offset
+
+    def _append_to(self, segment: Segment, buffers: Sequence[memoryview], nbytes: int) -> int:
+        offset = self.reserve(segment, nbytes)
+        self.write(segment, buffers, offset)
+        self.settle(segment)
+        return offset
+
+    def own(self, nbytes: int, fill: Callable[[Segment], T]) -> tuple[Segment, T]:
+        """A segment for a single value: `fill` writes it, again from the start where the first
+        directory refuses. `nbytes` is what it may need.
+
+        The segment stays open; the caller passes it to `finish` once the place is recorded. Raises
+        SpillError like `append`, and whatever else `fill` raises.
+        """
+        return self._in_some_directory(nbytes, {}, fill)
+
+    def _in_some_directory(
+        self, nbytes: int, tried: dict[int, OSError], attempt: Callable[[Segment], T]
+    ) -> tuple[Segment, T]:
+        while (directory := self.directories.pick(nbytes, tried)) is not None:
+            try:
+                segment = self._open(directory)
+            except SpillError:
+                raise
+            except OSError as error:
+                self.directories.note_failure(directory)
+                tried[directory] = error
+                continue
+            try:
+                return segment, attempt(segment)
+            except SpillError:
+                self.finish(segment)
+                raise
+            except OSError as error:
+                self._give_up(segment, error, tried)
+            except BaseException:
+                self.finish(segment)
+                raise
+        raise self.directories.refusal(nbytes, tried)
+
+    def _open(self, directory: int) -> Segment:
+        direct = self.directories.direct(directory)
+        index, segment_id = self._table.segment_open(directory)
+        path = self.directories.file(directory, segment_id)
+        try:
+            return Segment(index, directory, open_new(self._system, path, direct), path, direct)
+        except BaseException:
+            self._table.segment_close(index)
+            raise
+
+    def reserve(self, segment: Segment, nbytes: int) -> int:
+        """The offset of `nbytes` more in `segment`. Raises SpillError (EDQUOT) at the spill limit."""
+        offset = self._table.segment_reserve(segment.index, nbytes)
+        segment.size = offset + nbytes
+        return offset
+
+    def write(self, segment: Segment, buffers: Sequence[memoryview], offset: int) -> None:
+        """Writes whole pages at `offset`, which was reserved. Raises OSError."""
+        write_all(self._system, segment.fd, buffers, offset)
+
+    def settle(self, segment: Segment) -> None:
+        """Makes sure that what was written is on the disk. Raises OSError."""
+        if not segment.direct:
+            self._system.fdatasync(segment.fd)
+
+    def write_own(
+        self, segment: Segment, header: RecordHeader, chunks: Chunks, expected: int, page: memoryview
+    ) -> RecordHeader:
+        """Writes a value that has the segment to itself: payload first, then `page` with the header.
+
+        `header` lacks the stored length and the checksum; returns it with them. `expected` bytes of
+        payload are reserved at once, what goes beyond them as it comes. Raises OSError, SpillError.
+        """
+        self.reserve(segment, PAGE + expected)
+        digest, stored, offset = xxh3_64(), 0, PAGE
+        with Overlap[None]() as disk:
+            for payload, pages in chunks:
+                digest.update(payload)
+                disk.finish()
+                end = offset + padded(len(payload))
+                if end > segment.size:
+                    self.reserve(segment, end - segment.size)
+                disk.start(partial(self.write, segment, pages, offset))
+                stored += len(payload)
+                offset = end
+            disk.finish()
+        header = header._replace(stored=stored, checksum=digest.intdigest())
+        page[:HEADER_BYTES] = header.pack()
+        self.write(segment, [page], 0)
+        self.settle(segment)
+        return header
+
+    def _give_up(self, segment: Segment, error: OSError, tried: dict[int, OSError]) -> None:
+        tried[segment.directory] = error
+        self.directories.note_failure(segment.directory)
+        self.finish(segment)
+
+    def finish(self, segment: Segment) -> None:
+        """Nothing more comes into `segment`."""
+        try:
+            self._table.segment_close(segment.index)
+        finally:
+            with suppress(OSError):  # what counts was on the disk before
+                self._system.close(segment.fd)
+
+    def roll(self) -> None:
+        """Closes the current append segment; the next append opens another."""
+        segment, self._current = self._current, None
+        if segment is not None:
+            self.finish(segment)
+
+    def roll_dead(self) -> None:
+        """Closes the current append segment if it has records and none is alive: its file can go."""
+        if self._current is not None:
+            info = self._table.segment_info(self._current.index)
+            if info is not None and info[2] > 0 and info[3] == 0:
+                self.roll()
+
+    def forget(self) -> None:
+        """In a forked child: the open segment is the parent's."""
+        segment, self._current = self._current, None
+        if segment is not None:
+            self._system.close(segment.fd)
+
+
+def slices(value: memoryview, spare: memoryview) -> Iterator[tuple[memoryview, list[memoryview]]]:
+    """`value`, which starts on a page, in pieces of one call each."""
+    for at in range(0, len(value), CALL_BYTES):
+        piece = value[at : at + CALL_BYTES]
+        yield piece, whole_pages(piece, spare)
+
+
+def repack(
+    pieces: Iterable[bytes | memoryview], buffers: tuple[memoryview, memoryview]
+) -> Iterator[tuple[memoryview, list[memoryview]]]:
+    """`pieces` joined into pieces as long as the buffers, and the pages that hold them, zeros behind.
+
+    The buffers, equally long, are used in turns: each piece is gone when the next but one is asked for.
+    """
+    buffer, other = buffers
+    used = 0
+    for piece in pieces:
+        source = memoryview(piece).cast("B")
+        while source:
+            count = min(len(source), len(buffer) - used)
+            copy_bytes(buffer[used : used + count], source[:count])
+            used += count
+            source = source[count:]
+            if used == len(buffer):
+                yield buffer, [buffer]
+                buffer, other, used = other, buffer, 0
+    if used:
+        end = padded(used)
+        buffer[used:end] = bytes(end - used)
+        yield buffer[:used], [buffer[:end]]

@@ -1,0 +1,176 @@
+"""Writing objects to disk: a batch that is cleaned, or one value that never enters the arena.
+
+Invariants: a place is recorded only when its record is whole on the disk, and memory is only dropped by
+that same step; whatever goes wrong, objects whose place was not recorded are as they were, and their
+claims are ended; one thread of a process writes at a time.
+Not here: choosing what to clean (the store and its policies), how a batch is cut into writes
+(`cleaning`), restoring (`reader`).
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from threading import Lock
+
+from xxhash import xxh3_64_intdigest
+
+from millpond.errors import SpillError
+from millpond.spill.cleaning import Cleaning
+from millpond.spill.codec import NONE, Codec
+from millpond.spill.directory import Directories
+from millpond.spill.group import ClaimedBatch, Group
+from millpond.spill.record import (
+    CODEC_NONE,
+    HEADER_BYTES,
+    OWN_FILE_MIN,
+    PAGE,
+    PAGED_MIN,
+    Place,
+    RecordHeader,
+    padded,
+    record_length,
+)
+from millpond.spill.segments import Segment, Segments, SegmentTable, repack
+
+
+@dataclass(frozen=True, slots=True)
+class SpillReport:
+    """What one `clean` has done."""
+
+    objects: int
+    """Objects that have a disk copy now and had none before."""
+    bytes_written: int
+    """To disk, headers and padding included."""
+    bytes_evicted: int
+    """Memory freed."""
+    error: SpillError | None
+    """What ended the work early; the objects left over are in memory as before."""
+
+
+class SpillWriter:
+    """Writes the objects of one store from one process. Safe for many threads, which take turns."""
+
+    def __init__(self, table: SegmentTable, directories: Directories, codec: Codec = NONE) -> None:
+        """Opens nothing yet. `codec` may be exchanged at any time."""
+        self.codec = codec
+        self._uuid = table.uuid
+        self._segments = Segments(table, directories)
+        self._lock = Lock()
+        self._groups: tuple[Group, Group] | None = None
+        _writers.add(self)
+
+    def clean(self, batch: ClaimedBatch, evict: bool) -> SpillReport:
+        """Writes every object of `batch`, records the places, and drops the memory if `evict`.
+
+        Every claim is ended when this returns or raises. Raises SpillError when nothing could be
+        cleaned at all; what goes wrong after a part of the work is in the report.
+        """
+        error = None
+        try:
+            with self._lock:
+                work = Cleaning(batch, evict, self.codec, self._uuid, self._segments, self._take_groups())
+                try:
+                    work.run()
+                except SpillError as refused:
+                    if not work.objects:
+                        raise
+                    error = refused
+        finally:
+            batch.cancel()
+        return SpillReport(work.objects, work.bytes_written, work.bytes_evicted, error)
+
+    @contextmanager
+    def write_through(
+        self, parts: Sequence[bytes | memoryview], size: int, entry: int, birth: int
+    ) -> Iterator[Place]:
+        """Writes a value of `size` bytes, given as the pieces of it in order, uncompressed.
+
+        Yields its place, which must be recorded inside the `with` block: after it, a segment without
+        recorded places is dead. The block must not call this writer. Raises SpillError when no
+        directory takes the value.
+        """
+        header = RecordHeader(self._uuid, entry, birth, CODEC_NONE, size, size, 0)
+        with self._lock:
+            if size >= OWN_FILE_MIN:
+                with self._through_own_file(parts, header) as place:
+                    yield place
+            else:
+                yield self._through_append(parts, header)
+
+    @contextmanager
+    def _through_own_file(self, parts: Sequence[bytes | memoryview], header: RecordHeader) -> Iterator[Place]:
+        group, other = self._take_groups()
+        page, _ = group.page_pair(0)
+        expected = padded(header.raw)
+
+        def fill(segment: Segment) -> RecordHeader:
+            chunks = repack(parts, (group.bounce, other.bounce))
+            return self._segments.write_own(segment, header, chunks, expected, page)
+
+        segment, written = self._segments.own(PAGE + expected, fill)
+        try:
+            _check_size(written.stored, header.raw)
+            yield Place(0, PAGE + expected, written.checksum, segment.index, CODEC_NONE)
+        finally:
+            self._segments.finish(segment)
+
+    def _through_append(self, parts: Sequence[bytes | memoryview], header: RecordHeader) -> Place:
+        group, other = self._take_groups()
+        packed = header.raw < PAGED_MIN
+        gap = HEADER_BYTES if packed else 0
+        payload, pages = next(repack(chain([bytes(gap)], parts), (group.bounce, other.bounce)))
+        _check_size(len(payload) - gap, header.raw)
+        header = header._replace(checksum=xxh3_64_intdigest(payload[gap:]))
+        if not packed:
+            pages = [group.page_pair(0)[0], *pages]
+        pages[0][:HEADER_BYTES] = header.pack()
+        segment, offset = self._segments.append(pages, sum(map(len, pages)))
+        length = record_length(CODEC_NONE, header.raw, header.raw)
+        return Place(offset, length, header.checksum, segment, CODEC_NONE)
+
+    def roll(self) -> None:
+        """Closes the append segment, so that its file can go once its last record is dead."""
+        with self._lock:
+            self._segments.roll()
+
+    def roll_dead(self) -> None:
+        """The same if the segment has records and none is alive. Does nothing while somebody writes."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._segments.roll_dead()
+            finally:
+                self._lock.release()
+
+    def _take_groups(self) -> tuple[Group, Group]:
+        """The memory that records are put together in, empty; warm from the second time on."""
+        if self._groups is None:
+            self._groups = Group(), Group()
+        for group in self._groups:
+            group.clear()
+        return self._groups
+
+    def _after_fork(self) -> None:
+        self._lock = Lock()
+        self._segments.forget()
+
+
+def _check_size(given: int, expected: int) -> None:
+    if given != expected:
+        raise ValueError(f"the parts of the value have {given} bytes instead of {expected}")
+
+
+_writers: weakref.WeakSet[SpillWriter] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    """A forked child starts its own segments; the lock may have been held by a thread it has not."""
+    for writer in list(_writers):
+        writer._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
