@@ -1,0 +1,89 @@
+"""What a store tells about itself: `stats()` and `objects()` from one survey of the table.
+
+Invariants: reads only; figures of neighbouring fields may be a moment apart while others work.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from millpond import hot
+from millpond.store.info import ObjectInfo, ObjectState, Stats
+
+if TYPE_CHECKING:
+    from millpond.store.store import Store
+
+_ALIVE = [code for code, text in hot.STATES.items() if text in ("draft", "resident", "spilled")]
+_BY_TEXT = {
+    text: [code for code, other in hot.STATES.items() if other == text] for text in set(hot.STATES.values())
+}
+
+
+def _in_state(survey: np.ndarray[Any, Any], text: str) -> np.ndarray[Any, Any]:
+    mask: np.ndarray[Any, Any] = np.isin(survey["state"], _BY_TEXT[text])
+    return mask
+
+
+def count(store: Store) -> int:
+    """Objects that can be asked for."""
+    return int(np.isin(store._survey()["state"], _ALIVE).sum())
+
+
+def stats(store: Store) -> Stats:
+    """See `Store.stats`."""
+    survey = store._survey()
+    totals = store._totals()
+    size, clean = survey["size"], survey["clean"] != 0
+    resident = _in_state(survey, "resident")
+    return Stats(
+        objects=int(np.isin(survey["state"], _ALIVE).sum()),
+        members=len(store._members()),
+        memory_limit=totals["memory_limit"],
+        spill_limit=totals["spill_limit"],
+        memory_bytes=int(size[resident].sum()),
+        pinned_bytes=int(size[resident & (survey["pins"] > 0)].sum()),
+        committed_bytes=totals["committed_bytes"],
+        warm_bytes=totals["free_bytes"],
+        table_bytes=store._table_bytes(),
+        disk_bytes=totals["disk_bytes"],
+        overflow_bytes=totals["overflow_bytes"],
+        draft_objects=int(_in_state(survey, "draft").sum()),
+        resident_objects=int((resident & ~clean).sum()),
+        clean_objects=int((resident & clean).sum()),
+        spilled_objects=int(_in_state(survey, "spilled").sum()),
+        lost_objects=int(_in_state(survey, "lost").sum()),
+        spilled_bytes_total=totals["spilled_bytes_total"],
+        restored_bytes_total=totals["restored_bytes_total"],
+        spilled_objects_total=totals["spilled_objects_total"],
+        restored_objects_total=totals["restored_objects_total"],
+    )
+
+
+def objects(store: Store) -> list[ObjectInfo]:
+    """See `Store.objects`."""
+    return [_info(store, row, state) for row in store._survey() if (state := _state_of(row)) is not None]
+
+
+def _info(store: Store, row: np.void, state: ObjectState) -> ObjectInfo:
+    return ObjectInfo(
+        id=f"{store.uuid.hex()}-{row['entry']:x}-{row['birth']:x}",
+        size=int(row["size"]),
+        state=state,
+        age_s=float(row["age_s"]),
+        idle_s=float(row["idle_s"]),
+        holders=int(row["holders"]),
+        pins=int(row["pins"]),
+        name=store._name_text(int(row["name"])),
+        site=None,
+    )
+
+
+def _state_of(row: np.void) -> ObjectState | None:
+    text = hot.STATES.get(int(row["state"]))
+    if text == "resident":
+        return "clean" if row["clean"] else "resident"
+    if text in ("draft", "spilled", "lost"):
+        return text  # type: ignore[return-value]
+    return None

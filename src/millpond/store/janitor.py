@@ -1,0 +1,90 @@
+"""The helper thread: what must happen even when nobody calls.
+
+Once a second: reap dead members, let hand-offs lapse, do put-off decrements, unlink files that no object
+needs. All of it is idempotent and also done on slow paths, so two helpers or none are harmless.
+Invariants: at most one thread per member; it stops before a fork and comes back after it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import weakref
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from millpond.store.store import Store
+
+INTERVAL_S = 1.0
+
+log = logging.getLogger("millpond")
+
+
+class Janitor:
+    """Runs `Store._tidy` in the background, from the first `start` to `stop`."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = weakref.ref(store)
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._wake = threading.Event()
+        _janitors.add(self)
+
+    def start(self) -> None:
+        """Starts the thread if there is none. Cheap when there is."""
+        if self._thread is not None:
+            return
+        with self._lock:
+            if self._thread is None:
+                self._wake.clear()
+                self._thread = threading.Thread(target=self._run, name="millpond-janitor", daemon=True)
+                self._thread.start()
+
+    def stop(self) -> bool:
+        """Ends the thread and waits for it; whether there was one. Harmless in the thread itself."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+        if thread is None:
+            return False
+        self._wake.set()
+        if thread is not threading.current_thread():
+            thread.join()
+        return True
+
+    def _run(self) -> None:
+        while not self._wake.wait(INTERVAL_S):
+            store = self._store()
+            if store is None or store.closed:
+                return
+            try:
+                store._tidy()
+            except Exception:
+                if not store.closed:
+                    log.exception("background work of a store failed; it is tried again in a second")
+            del store
+
+
+_janitors: weakref.WeakSet[Janitor] = weakref.WeakSet()
+_stopped: list[Janitor] = []
+
+
+def _before_fork() -> None:
+    _stopped[:] = [janitor for janitor in list(_janitors) if janitor.stop()]
+
+
+def _after_fork_in_parent() -> None:
+    while _stopped:
+        _stopped.pop().start()
+
+
+def _after_fork_in_child() -> None:
+    for janitor in list(_janitors):
+        janitor._lock = threading.Lock()
+        janitor._wake = threading.Event()
+    _after_fork_in_parent()
+
+
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+)

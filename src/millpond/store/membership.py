@@ -1,0 +1,147 @@
+"""Becoming a member: creating a store, connecting to one, leaving it; one member per store and process.
+
+Invariants: create, attach and the sweep run under the registry's lock; a pickled ref attaches by itself;
+the last member that leaves removes the store's directories.
+Not here: what a member does (store.py), directories and descriptors (registry.py, peers.py).
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import weakref
+from contextlib import AbstractContextManager, suppress
+from typing import TYPE_CHECKING
+
+from millpond import hot
+from millpond.errors import AttachError, MillpondError
+from millpond.eviction.limits import usable_memory
+from millpond.store import peers, registry
+from millpond.store.options import Options
+
+if TYPE_CHECKING:
+    from millpond.store.store import Store
+
+ENTRIES = 4 << 20
+NAMES = 1 << 20
+SEGMENTS = 1 << 20
+LEAVING_S = 0.5  # a sweep that is missed when leaving is made by whoever creates the next store
+
+_stores: weakref.WeakValueDictionary[bytes, Store] = weakref.WeakValueDictionary()
+
+
+def create(store: Store, name: str | None, options: Options) -> registry.StoreFiles:
+    """Creates a new store and makes this process its first member. The caller is in `exclusive()`."""
+    uuid = os.urandom(16)
+    root = registry.root_of()
+    arena = 4 * max(usable_memory(), options.memory_limit)
+    table_bytes, arena_bytes = hot.table_bytes(arena, ENTRIES, NAMES, SEGMENTS)
+    registry.sweep(root)
+    files = registry.create(root, uuid, name, options.spill_dirs)
+    try:
+        table_fd, arena_fd = peers.create_memfds(uuid, table_bytes, arena_bytes)
+    except BaseException:
+        files.close()
+        raise
+    try:
+        hot.create_table(
+            table_fd,
+            arena_fd,
+            arena_bytes,
+            ENTRIES,
+            NAMES,
+            SEGMENTS,
+            uuid=uuid,
+            boot_id=peers.boot_id(),
+            pid_namespace=peers.pid_namespace(),
+            memory_limit=options.memory_limit,
+            spill_limit=options.spill_limit,
+            overflow_limit=options.overflow_limit,
+            handoff_ns=int((options.handoff_timeout or 0) * 1e9),
+            config=options.to_config(),
+        )
+        _enter(store, files, table_fd, arena_fd)
+    except BaseException:
+        _close(files, table_fd, arena_fd)
+        raise
+    return files
+
+
+def join(store: Store, key: str | bytes) -> registry.StoreFiles:
+    """Makes this process a member of a live store. The caller holds `exclusive(key)`."""
+    files = registry.find(registry.root_of(key), key)
+    try:
+        table_fd, arena_fd = peers.open_memfds(files.live_pids(), files.uuid)
+    except BaseException:
+        files.close()
+        raise
+    try:
+        _check_header(table_fd, files.uuid)
+        _enter(store, files, table_fd, arena_fd)
+    except BaseException:
+        _close(files, table_fd, arena_fd)
+        raise
+    return files
+
+
+def _close(files: registry.StoreFiles, table_fd: int, arena_fd: int) -> None:
+    os.close(table_fd)
+    os.close(arena_fd)
+    files.close()
+
+
+def _check_header(table_fd: int, uuid: bytes) -> None:
+    found, boot, namespace, uid, gid = hot.table_identity(table_fd)
+    if found != uuid:
+        raise AttachError(f"the table belongs to the store {found.hex()}, not to {uuid.hex()}")
+    if boot != peers.boot_id():
+        raise AttachError("the store was created before the last boot of this machine")
+    if namespace != peers.pid_namespace():
+        raise AttachError(
+            "the store belongs to another pid namespace, where process ids and locks mean something else: "
+            "share it (docker run --pid=container:NAME), or create a store here"
+        )
+    if (uid, gid) != (os.geteuid(), os.getegid()):
+        raise AttachError(
+            f"the store belongs to user {uid}, group {gid}; this process is {os.geteuid()}, {os.getegid()}"
+        )
+
+
+def _enter(store: Store, files: registry.StoreFiles, table_fd: int, arena_fd: int) -> None:
+    root = os.path.dirname(files.path)
+
+    def left() -> None:
+        _close(files, table_fd, arena_fd)
+        with suppress(MillpondError, OSError), registry.locked(root, LEAVING_S):
+            registry.sweep(root)
+
+    store._attach(table_fd, arena_fd, files.lock_fd, files.birth_fd, left)
+    _stores[files.uuid] = store
+
+
+def known(key: str | bytes) -> Store | None:
+    """The open member of that store in this process: by uuid, address or name."""
+    for store in list(_stores.values()):
+        if not store.closed and key in (store.uuid, store.address, store.name):
+            return store
+    return None
+
+
+def exists(key: str) -> bool:
+    """Whether a live store has that name or address. The caller is in `exclusive(key)`."""
+    return any(key in (info.name, info.address) for info in registry.list_stores(registry.root_of(key)))
+
+
+def exclusive(key: str | bytes | None = None) -> AbstractContextManager[None]:
+    """A context in which nobody else creates, attaches to or sweeps stores in that registry."""
+    return registry.locked(registry.root_of(key))
+
+
+@atexit.register
+def _leave_all() -> None:
+    """The process ends: refs are dropped; what only views still hold back goes as well."""
+    for store in list(_stores.values()):
+        with suppress(Exception):
+            store.close()
+            if os.path.isdir(store.address):
+                registry.retire(store._files)

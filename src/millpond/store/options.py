@@ -1,0 +1,93 @@
+"""The options of a store: checked once, at creation, and kept in the table for those who connect.
+
+Invariants: what `Options` holds is valid; members that connect later use the same directories in the same
+order, since the table refers to them by number.
+Not here: limits that change while the store runs (they live in the table).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from millpond.eviction.limits import default_memory_limit, usable_memory
+from millpond.eviction.policies import resolve
+from millpond.hot import NO_LIMIT
+from millpond.spill.codec import CODECS
+from millpond.spill.directory import default_base
+from millpond.units import parse_bytes
+
+MEMORY_MIN = 1 << 20
+OVERFLOW_SHARE = 4
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything that a store is created with, in bytes and seconds."""
+
+    memory_limit: int
+    spill_dirs: tuple[str, ...]
+    spill_limit: int
+    compression: str
+    eviction: str | Callable[..., Any]
+    handoff_timeout: float | None
+    overflow_limit: int
+
+    @classmethod
+    def check(
+        cls,
+        memory_limit: int | str | None = None,
+        spill_dir: PathLike | Sequence[PathLike] | None = None,
+        spill_limit: int | str | None = None,
+        compression: str = "none",
+        eviction: str | Callable[..., Any] = "lru",
+        handoff_timeout: float | None = 600.0,
+        overflow_limit: int | str | None = None,
+    ) -> Options:
+        """The options as `Store` takes them, checked. Raises ValueError or TypeError saying what to pass."""
+        total = usable_memory()
+        memory = default_memory_limit() if memory_limit is None else parse_bytes(memory_limit, total)
+        if memory < MEMORY_MIN:
+            raise ValueError(f"memory_limit is {memory} bytes, at least {MEMORY_MIN} (1 MiB) are needed")
+        if compression not in CODECS_BY_NAME:
+            raise ValueError(f"compression is {compression!r}; choose one of {', '.join(CODECS_BY_NAME)}")
+        resolve(eviction)
+        if handoff_timeout is not None and not handoff_timeout > 0:
+            raise ValueError(f"handoff_timeout is {handoff_timeout}, it must be positive seconds or None")
+        disk = NO_LIMIT if spill_limit is None else parse_bytes(spill_limit, None)
+        overflow = memory // OVERFLOW_SHARE if overflow_limit is None else parse_bytes(overflow_limit, total)
+        return cls(
+            memory, _directories(spill_dir, disk), disk, compression, eviction, handoff_timeout, overflow
+        )
+
+    def to_config(self) -> bytes:
+        """What the table keeps for members that connect."""
+        eviction = self.eviction if isinstance(self.eviction, str) else "lru"
+        return json.dumps(
+            {"spill_dirs": self.spill_dirs, "compression": self.compression, "eviction": eviction}
+        ).encode()
+
+
+def _directories(spill_dir: PathLike | Sequence[PathLike] | None, disk: int) -> tuple[str, ...]:
+    if disk == 0:
+        return ()
+    if spill_dir is None:
+        return (os.path.abspath(default_base()),)
+    several = [spill_dir] if isinstance(spill_dir, str | os.PathLike) else list(spill_dir)
+    if not several:
+        raise ValueError("spill_dir is an empty list: name a directory, or pass spill_limit=0 never to spill")
+    return tuple(os.path.abspath(os.fspath(path)) for path in several)
+
+
+def parse_config(config: bytes) -> tuple[tuple[str, ...], str, str]:
+    """(spill directories, compression, eviction) from `to_config`."""
+    read = json.loads(config)
+    return tuple(read["spill_dirs"]), read["compression"], read["eviction"]
+
+
+CODECS_BY_NAME = {codec.name: codec for codec in CODECS.values()}

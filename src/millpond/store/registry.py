@@ -1,0 +1,470 @@
+"""Where stores are found: one private directory per user, one directory in it per store.
+
+Layout: `<root>/dirlock`, and `<root>/<store uuid>/` with
+    lock    byte locks (POSIX) of the members, at the offset of their slot
+    birth   byte locks (OFD) of forked children that have none in `lock` yet, at the same offsets
+    name    the store's name as JSON, null if it has none
+    spill   the directories that it spills to, a JSON list
+The root is `$MILLPOND_DIR`, or `/tmp/millpond-<uid>`.
+Invariants: everything here belongs to this user and to nobody else's eyes (0700, 0600, no symbolic
+links), which is verified before it is used; a store is alive as long as one byte of `lock` or `birth`
+is locked, and what is alive is never removed; create, find and sweep run under `locked(root)`, and a
+member that joins holds it until its byte lock is taken; nothing is written when members come or go.
+Each member also keeps a shared flock on the store's directory: while anybody has it, cleaners of old
+files and sweeps leave the store alone even if somebody has removed `lock`.
+A process opens a `lock` file at most once: closing *any* descriptor of a file drops all POSIX locks
+that the process has on it.
+Not here: the memory of a store and how it is joined (peers.py), slots (the kernel), what lies in a
+spill directory (spill/).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from millpond.errors import AttachError, MillpondError, SpillError, StoreBusyError
+from millpond.spill import directory as spill_directory
+from millpond.store.peers import describe, live_slots, lock_holder
+
+__all__ = [
+    "Removed",
+    "StoreFiles",
+    "StoreInfo",
+    "create",
+    "find",
+    "list_stores",
+    "locked",
+    "retire",
+    "root_of",
+    "sweep",
+]
+
+NAME_BYTES_MAX = 240
+DIRLOCK_TIMEOUT_S = 10.0
+
+_UUID = re.compile(r"[0-9a-f]{32}")
+_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+@dataclass(frozen=True)
+class StoreInfo:
+    """A store that is alive."""
+
+    address: str
+    """The absolute path of its directory, which `connect` takes."""
+    name: str | None
+    uuid: bytes
+    pids: tuple[int, ...]
+    """Its members' processes, as far as they are known."""
+
+
+@dataclass(frozen=True)
+class Removed:
+    """A directory that a sweep removed, or would."""
+
+    path: str
+    bytes: int
+    """What its files occupied on disk."""
+
+
+class _Descriptors:
+    """The open files of one store in this process, shared by all that use them."""
+
+    def __init__(self, path: str) -> None:
+        self.users = 0
+        opened: list[int] = []
+        try:
+            opened.append(_open_private(f"{path}/lock", os.O_RDWR))
+            opened.append(_open_private(f"{path}/birth", os.O_RDWR))
+            opened.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | _FLAGS))
+            with suppress(BlockingIOError):  # a cleaner is just looking at it
+                fcntl.flock(opened[2], fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BaseException:
+            self._close(opened)
+            raise
+        self.lock, self.birth, self.directory = opened
+
+    def close(self) -> None:
+        self._close([self.lock, self.birth, self.directory])
+
+    @staticmethod
+    def _close(fds: list[int]) -> None:
+        for fd in fds:
+            os.close(fd)
+
+
+# Which `lock` files are open here, by (device, inode). The mutex is also held while a foreign one is
+# opened and closed again, and over fork, so that no child inherits a descriptor it does not know of.
+# Reentrant, since the garbage collector may close a store in the middle of any section.
+_open: dict[tuple[int, int], _Descriptors] = {}
+_mutex = threading.RLock()
+os.register_at_fork(before=_mutex.acquire, after_in_parent=_mutex.release, after_in_child=_mutex.release)
+
+
+class StoreFiles:
+    """A store's directory, opened. Close it after the member's slot is released: closing the last one
+    of a store in a process drops the byte locks that this process has there."""
+
+    def __init__(self, path: str) -> None:
+        """Opens the files of the store at `path`. Raises AttachError or OSError."""
+        self.path = path
+        self.uuid = bytes.fromhex(os.path.basename(path))
+        self.name = _read_name(path)
+        self.spill = _read_spill(path)
+        self._closed = False
+        with _mutex:
+            self._key = _key(path)
+            fds = _open.get(self._key)
+            if fds is None:
+                fds = _open[self._key] = _Descriptors(path)
+            fds.users += 1
+            self._fds = fds
+
+    @property
+    def lock_fd(self) -> int:
+        """The descriptor for POSIX byte locks of members."""
+        return self._fds.lock
+
+    @property
+    def birth_fd(self) -> int:
+        """The descriptor for seeing the byte locks of forked children."""
+        return self._fds.birth
+
+    def live_pids(self) -> dict[int, int]:
+        """slot -> process of every live member; see `peers.live_slots`."""
+        return live_slots(self.lock_fd, self.birth_fd)
+
+    def close(self) -> None:
+        """Gives the descriptors back. Idempotent."""
+        with _mutex:
+            if self._closed:
+                return
+            self._closed = True
+            self._fds.users -= 1
+            if self._fds.users == 0:
+                del _open[self._key]
+                self._fds.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+
+def root_of(key: str | bytes | None = None) -> str:
+    """The verified directory of the registry in which `key` (a name, an address, a uuid) is looked up.
+
+    Created if it is missing, unless an address names it. Raises AttachError when it cannot be had or is
+    not safe to use.
+    """
+    named = isinstance(key, str) and key.startswith("/")
+    if named:
+        path = os.path.dirname(os.path.normpath(str(key)))
+    else:
+        path = os.path.abspath(os.environ.get("MILLPOND_DIR") or f"/tmp/millpond-{os.geteuid()}")
+    try:
+        with suppress(FileExistsError):
+            if not named:
+                os.mkdir(path, 0o700)
+        _refuse_unless_private(path, os.lstat(path), stat.S_IFDIR)
+    except OSError as error:
+        raise AttachError(
+            f"the registry {path} cannot be used: {error.strerror}. "
+            "Set MILLPOND_DIR to a directory of your own, the same for all processes"
+        ) from error
+    return path
+
+
+def _refuse_unless_private(path: str, status: os.stat_result, kind: int) -> None:
+    reason = None
+    mode = stat.S_IMODE(status.st_mode)
+    if stat.S_ISLNK(status.st_mode):
+        reason = "it is a symbolic link; remove it"
+    elif stat.S_IFMT(status.st_mode) != kind:
+        reason = f"it is not a {'directory' if kind == stat.S_IFDIR else 'regular file'}; remove it"
+    elif status.st_uid != os.geteuid():
+        reason = f"it belongs to user {status.st_uid}, and this process runs as {os.geteuid()}"
+    elif mode & 0o077:
+        reason = f"other users may access it (mode {mode:04o}); chmod {mode & 0o700:04o} it"
+    if reason:
+        raise AttachError(
+            f"{path} is refused: {reason}, or set MILLPOND_DIR to a directory of your own, "
+            "the same for all processes"
+        )
+
+
+def _open_private(path: str, flags: int) -> int:
+    fd = os.open(path, flags | _FLAGS, 0o600)
+    try:
+        _refuse_unless_private(path, os.fstat(fd), stat.S_IFREG)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _key(path: str) -> tuple[int, int]:
+    status = os.lstat(f"{path}/lock")
+    return status.st_dev, status.st_ino
+
+
+@contextmanager
+def locked(root: str, timeout: float = DIRLOCK_TIMEOUT_S) -> Iterator[None]:
+    """Excludes every other process and thread from creating, finding and sweeping in `root`.
+
+    Waits `timeout` seconds, then raises StoreBusyError naming the process that is in there.
+    """
+    fd = _lock_file(f"{root}/dirlock", time.monotonic() + timeout)
+    try:
+        yield
+    finally:
+        # A child forked meanwhile shares the lock: it ends here, not with the child's descriptor.
+        fcntl.flock(fd, fcntl.LOCK_UN)
+        os.close(fd)
+
+
+def _lock_file(path: str, deadline: float) -> int:
+    pause = 0.0005
+    while True:
+        fd = _open_private(path, os.O_RDWR | os.O_CREAT)
+        try:
+            while not _try_flock(fd):
+                if time.monotonic() > deadline:
+                    raise StoreBusyError(_busy_text(path, fd))
+                time.sleep(pause)
+                pause = min(2 * pause, 0.02)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(fd), os.lstat(path)):
+                    return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        # Somebody removed the file: whoever comes next locks another one.
+        os.close(fd)
+
+
+def _try_flock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _busy_text(path: str, fd: int) -> str:
+    holder = lock_holder(fd)
+    who = describe(holder) if holder else "another process"
+    return f"{who} holds {path} and does not let go. Resume or end it, then try again"
+
+
+def create(root: str, uuid: bytes, name: str | None = None, spill: tuple[str, ...] = ()) -> StoreFiles:
+    """The directory of a new store. Call it under `locked(root)`, and stay there until the member has
+    its byte lock: without one the store counts as dead.
+
+    `spill`: the directories under which the store may spill, for the sweep after its death.
+    Raises AttachError when a live store has that name, ValueError for a name that cannot be one.
+    """
+    if name is not None:
+        _check_name(name)
+        for info in list_stores(root):
+            if info.name == name:
+                raise AttachError(
+                    f"the name {name!r} is taken by the store at {info.address} (processes "
+                    f"{', '.join(map(str, info.pids)) or 'not known'}). Use millpond.connect({name!r}) to "
+                    "join it, or choose another name"
+                )
+    path = f"{root}/{uuid.hex()}"
+    try:
+        os.mkdir(path, 0o700)
+        _write_json(f"{path}/spill", [os.path.abspath(base) for base in spill])
+        _write_json(f"{path}/name", name)
+        for file in ("birth", "lock"):
+            os.close(_open_private(f"{path}/{file}", os.O_RDWR | os.O_CREAT | os.O_EXCL))
+        return StoreFiles(path)
+    except OSError as error:
+        reason = f"{error.strerror} ({error.filename})"
+        raise AttachError(f"no store can be created in {root}: {reason}") from error
+
+
+def _check_name(name: str) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a store is text, not {type(name).__name__}")
+    length = len(name.encode("utf-8", "replace"))
+    if not name or name.startswith("/") or not name.isprintable() or length > NAME_BYTES_MAX:
+        raise ValueError(
+            f"{name!r} cannot name a store: use printable text of 1 to {NAME_BYTES_MAX} bytes that does "
+            "not begin with '/' (that is an address)"
+        )
+
+
+def _write_json(path: str, value: Any) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
+    with open(fd, "w", encoding="utf-8") as file:
+        json.dump(value, file)
+
+
+def _read_json(path: str) -> Any:
+    """What `_write_json` wrote; None if it is missing or was cut short by a kill."""
+    try:
+        with open(_open_private(path, os.O_RDONLY), encoding="utf-8") as file:
+            return json.load(file)
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _read_name(path: str) -> str | None:
+    name = _read_json(f"{path}/name")
+    return name if isinstance(name, str) else None
+
+
+def _read_spill(path: str) -> tuple[str, ...]:
+    bases = _read_json(f"{path}/spill")
+    return tuple(map(str, bases)) if isinstance(bases, list) else ()
+
+
+def find(root: str, key: str | bytes) -> StoreFiles:
+    """The files of the live store with that name, address or uuid. Call it under `locked(root)`.
+
+    `root`: `root_of(key)`. Raises AttachError when there is no such store or its files are refused.
+    """
+    path = _path_of(root, key)
+    if path is None:
+        raise _not_found(root, key)
+    try:
+        files = StoreFiles(path)
+    except FileNotFoundError:
+        raise _not_found(root, key) from None
+    except OSError as error:
+        raise AttachError(f"the store at {path} cannot be opened: {error.strerror}") from error
+    if not files.live_pids():
+        files.close()
+        raise _not_found(root, key)
+    return files
+
+
+def _path_of(root: str, key: str | bytes) -> str | None:
+    if isinstance(key, bytes):
+        return f"{root}/{key.hex()}"
+    if key.startswith("/"):
+        uuid = os.path.basename(os.path.normpath(key))
+        return f"{root}/{uuid}" if _UUID.fullmatch(uuid) else None
+    return next((info.address for info in list_stores(root) if info.name == key), None)
+
+
+def _not_found(root: str, key: str | bytes) -> AttachError:
+    what = f"with the id {key.hex()}" if isinstance(key, bytes) else f"at {key}"
+    if isinstance(key, str) and not key.startswith("/"):
+        what = f"named {key!r}"
+    names = sorted(repr(info.name) if info.name else info.address for info in list_stores(root))
+    there = f"Alive there: {', '.join(names)}" if names else "No store is alive there"
+    return AttachError(
+        f"no live store {what} in {root}: it never was, or all of its members have ended. {there}. "
+        "Processes with another MILLPOND_DIR or user do not see each other's stores"
+    )
+
+
+def _directories(root: str) -> Iterator[tuple[str, bytes]]:
+    """(path, uuid) of every directory in `root` that belongs to a store of this user."""
+    for name in sorted(os.listdir(root)):
+        path = f"{root}/{name}"
+        if _UUID.fullmatch(name):
+            with suppress(OSError, AttachError):
+                _refuse_unless_private(path, os.lstat(path), stat.S_IFDIR)
+                yield path, bytes.fromhex(name)
+
+
+def list_stores(root: str) -> list[StoreInfo]:
+    """All stores in `root` that are alive, in the order of their uuids."""
+    found = []
+    for path, uuid in _directories(root):
+        with suppress(OSError, AttachError):
+            if slots := _probe(path):
+                pids = tuple(sorted({pid for pid in slots.values() if pid > 0}))
+                found.append(StoreInfo(path, _read_name(path), uuid, pids))
+    return found
+
+
+def _probe(path: str) -> dict[int, int]:
+    """`live_slots` of a store that may or may not be open in this process."""
+    with _mutex:
+        mine = _open.get(_key(path))
+        if mine:
+            return live_slots(mine.lock, mine.birth)
+        foreign = _Descriptors(path)
+        try:
+            return live_slots(foreign.lock, foreign.birth)
+        finally:
+            foreign.close()
+
+
+def sweep(root: str, dry_run: bool = False) -> list[Removed]:
+    """Removes what dead stores have left in `root` and in their spill directories, and returns it;
+    with `dry_run` it only returns it. Call it under `locked(root)`.
+
+    A spill directory that cannot be removed now keeps its store's record, for the next sweep.
+    """
+    removed: list[Removed] = []
+    for path, uuid in _directories(root):
+        with suppress(OSError, AttachError, SpillError):
+            if not _is_alive(path):
+                removed += _bury(path, uuid, dry_run)
+    return removed
+
+
+def _is_alive(path: str) -> bool:
+    # Without `lock` its creator died before the store was complete, or somebody removed the file.
+    with suppress(FileNotFoundError):
+        if _probe(path):
+            return True
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | _FLAGS)
+    try:
+        return not _try_flock(fd)
+    finally:
+        os.close(fd)
+
+
+def _bury(path: str, uuid: bytes, dry_run: bool) -> Iterator[Removed]:
+    """Removes a dead store, its spill directories first: a sweep that was killed can be repeated."""
+    for base in map(Path, _read_spill(path)):
+        spilled = spill_directory.store_directory(base, uuid)
+        if spilled.is_dir():
+            found = Removed(str(spilled), _disk_bytes(spilled))
+            if not dry_run:
+                spill_directory.sweep(base, uuid)
+            yield found
+    found = Removed(path, _disk_bytes(Path(path)))
+    if not dry_run:
+        for name in os.listdir(path):
+            os.unlink(f"{path}/{name}")
+        os.rmdir(path)
+    yield found
+
+
+def retire(files: StoreFiles, timeout: float = 0.5) -> None:
+    """Ends this process's part in a store ahead of its exit, and removes the store if that was the last.
+
+    For the end of the process only: its locks are dropped although views of the store may be left. They
+    stay valid, since nobody takes a live process's pins. Does nothing if `files` are closed; a sweep that
+    cannot have the lock within `timeout` seconds is left to the next.
+    """
+    if files.closed:
+        return
+    root = os.path.dirname(files.path)
+    with suppress(MillpondError, OSError), locked(root, timeout):
+        files.close()
+        sweep(root)
+
+
+def _disk_bytes(directory: Path) -> int:
+    return sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in os.scandir(directory))

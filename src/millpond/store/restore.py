@@ -1,0 +1,202 @@
+"""The slow side of `get`: waiting for a seal, restoring from disk, reading past a full memory.
+
+Invariants: a spilled object stays pinned from the look at its place until the value is built, so that the
+place stays good and the restored bytes are not evicted again before they are read; unverified bytes are
+never shown; no wait is longer than a slice without looking again at the state, the clock and signals.
+Not here: making room (`room`), the file formats (`millpond.spill`).
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from millpond.errors import (
+    GetTimeoutError,
+    ObjectLostError,
+    SpillError,
+    StoreBusyError,
+    StoreFullError,
+)
+from millpond.hot import Code, Core, ObjectRef, PrivateCopy
+from millpond.units import format_bytes
+
+if TYPE_CHECKING:
+    from millpond.spill.reader import SpillReader
+    from millpond.store.room import Room
+
+SLICE_S = 0.05
+STALLED_S = 0.25
+GIVE_UP_S = 5.0
+MAP_MIN = 8 << 20
+
+Place = tuple[int, int, int, int, int]
+
+
+class Deadline:
+    """When a call must have ended; `timeout` in seconds, None for never."""
+
+    def __init__(self, timeout: float | None) -> None:
+        self.timeout = timeout
+        self._end = None if timeout is None else time.monotonic() + timeout
+
+    def slice(self) -> float:
+        """Seconds to sleep next: 0 when the time is up."""
+        if self._end is None:
+            return SLICE_S
+        return max(0.0, min(SLICE_S, self._end - time.monotonic()))
+
+    @property
+    def passed(self) -> bool:
+        """Whether the time is up."""
+        return self._end is not None and time.monotonic() >= self._end
+
+
+class _Restorer:
+    """Watches whether the member that restores an object makes progress."""
+
+    def __init__(self, core: Core, ref: ObjectRef) -> None:
+        self._core, self._ref = core, ref
+        self._seen: tuple[int, int] | None = None
+        self._since = time.monotonic()
+
+    def stalled_for(self) -> float:
+        """Seconds since its last step."""
+        steps = self._core._steps(self._ref)
+        if steps != self._seen:
+            self._seen, self._since = steps, time.monotonic()
+        return time.monotonic() - self._since
+
+    @property
+    def pid(self) -> int:
+        """The process that restores."""
+        return 0 if self._seen is None else self._seen[1]
+
+
+class Restore:
+    """Reads values that are not resident, for one process of one store."""
+
+    def __init__(self, core: Core, room: Room, reader: SpillReader | None) -> None:
+        self._core = core
+        self._room = room
+        self._reader = reader
+
+    def get(self, ref: ObjectRef, deadline: Deadline, copy: bool) -> Any:
+        """The value of `ref`, as `Store.get` promises it."""
+        watch = _Restorer(self._core, ref)
+        while True:
+            code, value = self._core._read(ref, copy)
+            if code == Code.OK:
+                return value
+            if code == Code.SPILLED or (code == Code.RESTORING and watch.stalled_for() > STALLED_S):
+                done, value = self._restore(ref, copy, watch)
+                if done:
+                    return value
+            elif code == Code.DRAFT:
+                self._core._reap()
+            elif code != Code.RESTORING:
+                raise self._core._fail(code, f"object {ref.id}")
+            self._sleep(ref, code, deadline)
+
+    def _sleep(self, ref: ObjectRef, code: int, deadline: Deadline) -> None:
+        if deadline.passed and code in (Code.DRAFT, Code.RESTORING):
+            what = "sealed" if code == Code.DRAFT else "restored"
+            raise GetTimeoutError(f"object {ref.id} was not {what} within {deadline.timeout} s")
+        self._core._wait(ref, deadline.slice())
+
+    def _restore(self, ref: ObjectRef, copy: bool, watch: _Restorer) -> tuple[bool, Any]:
+        """(True, value), or (False, None) when the state has changed and must be looked at again."""
+        code, place, size = self._core._place(ref)
+        if code not in (Code.SPILLED, Code.RESTORING):
+            return False, None
+        try:
+            if self._reader is None:
+                raise SpillError(f"object {ref.id} is on disk, but this process has no spill directory")
+            if code == Code.RESTORING:
+                return self._past_stalled(ref, place, size, copy, watch)
+            return self._into_memory(ref, place, size, copy)
+        finally:
+            self._core._unpin(ref)
+
+    def _into_memory(self, ref: ObjectRef, place: Place, size: int, copy: bool) -> tuple[bool, Any]:
+        while True:
+            code, target = self._core._restore_begin(ref)
+            if code == Code.OK:
+                self._fill(ref, place, size, target)
+                code, value = self._core._read(ref, copy)
+                return code == Code.OK, value
+            if code not in (Code.NO_ROOM, Code.NO_COMMIT):
+                return False, None
+            if not self._try_room(size):
+                return True, self._private(ref, place, size, copy)
+
+    def _try_room(self, size: int) -> bool:
+        try:
+            return self._room.make(size)
+        except SpillError:
+            return False  # the disk takes nothing, but it may still be read
+
+    def _fill(self, ref: ObjectRef, place: Place, size: int, target: memoryview) -> None:
+        """Reads the disk copy into the extent that is ours; the object becomes resident, or stays spilled."""
+        assert self._reader is not None
+        outcome = "spilled"
+        entry, birth = ref._key
+        try:
+            self._reader.read_into(
+                place, entry, birth, size, target, step=lambda *_: self._core._restore_step(ref)
+            )
+            outcome = "resident"
+        except ObjectLostError:
+            outcome = "lost"
+            raise
+        finally:
+            self._core._restore_end(ref, outcome)
+
+    def _past_stalled(
+        self, ref: ObjectRef, place: Place, size: int, copy: bool, watch: _Restorer
+    ) -> tuple[bool, Any]:
+        """Somebody else restores, but does not move: read around it if the budget allows."""
+        try:
+            return True, self._private(ref, place, size, copy)
+        except StoreFullError:
+            if watch.stalled_for() > GIVE_UP_S:
+                raise StoreBusyError(
+                    f"process {watch.pid} restores object {ref.id} and has not moved for {GIVE_UP_S:g} s "
+                    "(is it stopped?): resume or end it"
+                ) from None
+            return False, None
+
+    def _private(self, ref: ObjectRef, place: Place, size: int, copy: bool) -> Any:
+        """The value from a private copy, or over a private map of the object's own file."""
+        assert self._reader is not None
+        entry, birth = ref._key
+        total = self._core._overflow(size)
+        limit = self._core._totals()["overflow_limit"]
+        counted = size
+        try:
+            if total <= limit:
+                memory = self._lost_marks(ref, self._reader.read_private, place, entry, birth, size)
+                counted = 0
+                value = self._core._build_private(PrivateCopy(self._core, memory), copy)
+            elif size >= MAP_MIN and place[4] == 0:
+                memory = self._lost_marks(ref, self._reader.map_private, place, entry, birth, size)
+                value = self._core._build_private(memory, copy)
+            else:
+                raise StoreFullError(
+                    f"object {ref.id} of {format_bytes(size)} is on disk, everything in memory is pinned, "
+                    f"and private copies already take {format_bytes(total - size)} of overflow_limit "
+                    f"{format_bytes(limit)}: drop views, or raise memory_limit or overflow_limit"
+                )
+        finally:
+            if counted:
+                self._core._overflow(-counted)
+        self._core._count_restored(size)
+        return value
+
+    def _lost_marks(self, ref: ObjectRef, read: Any, *arguments: Any) -> memoryview:
+        try:
+            memory: memoryview = read(*arguments)
+            return memory
+        except ObjectLostError:
+            self._core._lose(ref)
+            raise

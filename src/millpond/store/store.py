@@ -1,0 +1,435 @@
+"""The public `Store`: the kernel's fast paths, and what they leave to Python.
+
+Invariants: a method either does what it says or raises a typed error and leaves everything as it was; the
+slow paths compose `room`, `restore` and the spill writer, and own no rule of their own. Safe to use from
+many threads.
+Not here: the fast paths of put and get (hot.pyx), becoming a member (membership.py).
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from millpond import hot
+from millpond.errors import (
+    AttachError,
+    GetTimeoutError,
+    ObjectNotFoundError,
+    SpillError,
+    StoreClosedError,
+    StoreFullError,
+)
+from millpond.eviction.policies import resolve
+from millpond.hot import Code, Core, Draft, Encoded, ObjectRef, Using
+from millpond.refcount import handoff
+from millpond.spill.directory import Directories
+from millpond.spill.reader import SpillReader
+from millpond.spill.sweep import sweep_dead
+from millpond.spill.writer import SpillWriter
+from millpond.store import inspection, membership, peers, serialize
+from millpond.store.info import ObjectInfo, Stats
+from millpond.store.janitor import Janitor
+from millpond.store.options import CODECS_BY_NAME, Options, PathLike, parse_config
+from millpond.store.restore import Deadline, Restore
+from millpond.store.room import Room
+
+hot.set_serializer(serialize.dumps, serialize.loads, serialize.copy_private)
+
+
+class Store(Core):
+    """A shared-memory object store of one machine, and this process's membership in it.
+
+    memory_limit: bytes of shared memory at most: an int, "2GiB", "30%", or None for 30 % of what this
+        process may use.
+    spill_dir: where objects go when memory is full: a path, a list of paths, or None for a private
+        directory on a disk.
+    spill_limit: bytes on disk at most; None: as much as the disk has; 0: never spill.
+    compression: "none" or "lz4".
+    eviction: "lru", or a function of the candidate table that gives the order in which they go.
+    name: under which other processes can connect; None: by `address` and by unpickled refs only.
+    handoff_timeout: seconds that an undelivered pickled ref keeps its object alive; None: for ever.
+    overflow_limit: bytes of private copies for reads that find no room; None: a quarter of memory_limit.
+
+    Raises AttachError (the name is taken, the registry is not safe to use), SpillError (no directory fit
+    for spilling), ValueError, TypeError. A context manager; `close` is idempotent.
+    """
+
+    def __init__(
+        self,
+        memory_limit: int | str | None = None,
+        spill_dir: PathLike | Sequence[PathLike] | None = None,
+        spill_limit: int | str | None = None,
+        compression: str = "none",
+        eviction: str | Callable[..., Any] = "lru",
+        name: str | None = None,
+        handoff_timeout: float | None = 600.0,
+        overflow_limit: int | str | None = None,
+    ) -> None:
+        options = Options.check(
+            memory_limit, spill_dir, spill_limit, compression, eviction, handoff_timeout, overflow_limit
+        )
+        with membership.exclusive():
+            self._start(name, options)
+
+    def _start(self, name: str | None, options: Options) -> None:
+        self._files = membership.create(self, name, options)
+        self._compose(options.spill_dirs, options.compression, options.eviction)
+
+    @classmethod
+    def _join(cls, key: str | bytes) -> Store:
+        """A new member of a live store; the caller is in `membership.exclusive`."""
+        store = cls.__new__(cls)
+        store._files = membership.join(store, key)
+        store._compose(*parse_config(store._config()))
+        store._janitor.start()
+        return store
+
+    def _compose(self, spill_dirs: Sequence[str], compression: str, eviction: Any) -> None:
+        writer = reader = None
+        self._directories: Directories | None = None
+        try:
+            if spill_dirs:
+                self._directories = Directories(spill_dirs, self.uuid)
+                writer = SpillWriter(self, self._directories, CODECS_BY_NAME[compression])
+                reader = SpillReader(self, self._directories)
+            self._writer = writer
+            self._room = Room(self, resolve(eviction), writer)
+            self._restore = Restore(self, self._room, reader)
+            self._janitor = Janitor(self)
+        except BaseException:
+            self._leave()
+            raise
+
+    # --- membership ---
+
+    @property
+    def address(self) -> str:
+        """Where `connect` finds this store: an absolute path. Known to nobody else until it is passed on."""
+        return self._files.path
+
+    @property
+    def name(self) -> str | None:
+        """The name that the store was created with."""
+        return self._files.name
+
+    def close(self) -> None:
+        """Leaves the store: operations end, this process's refs are dropped, views stay valid.
+
+        The last member takes memory and files with it. Idempotent.
+        """
+        if self.closed:
+            return
+        self._janitor.stop()
+        with suppress(StoreClosedError), Using(self):
+            if self._writer is not None:
+                self._writer.roll()
+        self._leave()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"at {self.address}"
+        return f"<Store {self.name or self.uuid.hex()} {state}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a store is not pickled: pass store.address and use millpond.connect(address)")
+
+    def _tidy(self) -> None:
+        """What the janitor does each second, and slow paths when they need room."""
+        with Using(self):
+            self._reap()
+            if self._writer is not None and self._directories is not None:
+                self._writer.roll_dead()
+                sweep_dead(self, self._directories)
+
+    # --- put ---
+
+    def _put_slow(self, encoded: Encoded, code: int, timeout: float | None) -> ObjectRef:
+        """A put that found no hole: makes room, or goes straight to disk, or waits."""
+        if code not in (Code.NO_ROOM, Code.NO_COMMIT):
+            raise self._fail(code, "a new object")
+        self._guard()
+        self._janitor.start()
+        deadline = Deadline(0.0 if timeout is None else timeout)
+        while True:
+            ref = self._put_in_memory(encoded)
+            if ref is not None:
+                return ref
+            try:
+                return self._put_on_disk(encoded)
+            except StoreFullError:
+                if deadline.passed:
+                    raise
+            self._wait_event(self._event(), deadline.slice())
+            self._tidy()
+
+    def _put_in_memory(self, encoded: Encoded) -> ObjectRef | None:
+        while True:
+            ref = self._put_encoded(encoded)
+            if ref is not None or not self._make_room(encoded.size):
+                return ref
+
+    def _make_room(self, size: int) -> bool:
+        try:
+            return self._room.make(size)
+        except SpillError:
+            return False  # the disk's own words come from the attempt to put the value there
+
+    def _put_on_disk(self, encoded: Encoded) -> ObjectRef:
+        """Everything resident is in use, or the value is larger than memory: it lives on disk."""
+        if self._writer is None:
+            raise self._room.full(encoded.size)
+        ref = self._draft_bare(encoded.size)
+        try:
+            with self._writer.write_through(encoded.parts(), encoded.size, *ref._key) as place:
+                self._settle(ref, place)
+        except SpillError as error:
+            self._abort(ref)
+            full = self._room.full(encoded.size)
+            raise StoreFullError(f"{full}. The disk said: {error}") from error
+        except BaseException:
+            self._abort(ref)
+            raise
+        return ref
+
+    def create(
+        self,
+        shape: int | Sequence[int],
+        dtype: npt.DTypeLike,
+        *,
+        name: str | None = None,
+        timeout: float | None = None,
+    ) -> Draft:
+        """A draft whose `array` is the store's memory, to be filled in place and sealed without a copy.
+
+        shape, dtype: of a C-contiguous array of numbers. timeout: seconds to wait for room.
+        Raises StoreFullError (a draft must be in memory: use `put` for what is larger), ValueError.
+        """
+        dims = tuple(operator.index(n) for n in ([shape] if hasattr(shape, "__index__") else shape))
+        kind = np.dtype(dtype)
+        if (kind.num > 16 and kind.num != 23) or not kind.isnative:
+            raise ValueError(f"a draft holds numbers in native byte order, not {kind}: use put")
+        nbytes = kind.itemsize * math.prod(dims)
+        if any(n < 0 for n in dims) or len(dims) > 32 or nbytes >> 63:
+            raise ValueError(f"{dims} is no shape of an array")
+        return self._new_draft(nbytes, dims, kind, name, timeout)
+
+    def create_buffer(self, nbytes: int, *, name: str | None = None, timeout: float | None = None) -> Draft:
+        """A draft of `nbytes` bytes whose `buffer` is a writable memoryview; `get` gives a read-only one."""
+        if nbytes < 0 or nbytes >> 63:
+            raise ValueError(f"a buffer has no {nbytes} bytes")
+        return self._new_draft(operator.index(nbytes), None, None, name, timeout)
+
+    def _new_draft(
+        self, nbytes: int, shape: Any, dtype: Any, name: str | None, timeout: float | None
+    ) -> Draft:
+        with Using(self):
+            deadline = Deadline(0.0 if timeout is None else timeout)
+            while True:
+                draft: Draft | None = self._draft(nbytes, shape, dtype)
+                if draft is not None:
+                    if name is not None:
+                        self._name_set(name, draft.ref, False)
+                    return draft
+                self._janitor.start()
+                if not self._make_room(nbytes + hot.BLOCK):
+                    if deadline.passed:
+                        raise StoreFullError(
+                            f"{self._room.full(nbytes)}. A draft must be in memory; put need not"
+                        )
+                    self._wait_event(self._event(), deadline.slice())
+
+    # --- get ---
+
+    def _get_slow(self, ref: Any, timeout: float | None, copy: bool) -> Any:
+        with Using(self):
+            deadline = Deadline(timeout)
+            if isinstance(ref, list | tuple):
+                return [self._get_one(self._own(one), deadline, copy) for one in ref]
+            return self._get_one(self._own(ref), deadline, copy)
+
+    def _get_one(self, ref: ObjectRef, deadline: Deadline, copy: bool) -> Any:
+        return self._restore.get(ref, deadline, copy)
+
+    def _own(self, ref: Any) -> ObjectRef:
+        if type(ref) is not ObjectRef:
+            raise TypeError(f"expected a ref or a list of refs, not {type(ref).__name__}")
+        if ref._store is not self:
+            if ref._store.uuid == self.uuid:
+                raise ValueError(f"{ref!r} came from a membership that was closed: load or look it up again")
+            raise ValueError(f"{ref!r} belongs to another store, not to {self!r}")
+        return ref
+
+    def wait(
+        self, refs: Sequence[ObjectRef], *, num_returns: int = 1, timeout: float | None = None
+    ) -> tuple[list[ObjectRef], list[ObjectRef]]:
+        """(ready, pending): ready are those sealed or known to be gone. Restores nothing.
+
+        Returns when `num_returns` are ready or `timeout` seconds are over; both lists keep the order.
+        """
+        with Using(self):
+            mine = [self._own(ref) for ref in refs]
+            if not 0 <= num_returns <= len(mine):
+                raise ValueError(f"num_returns is {num_returns}, there are {len(mine)} refs")
+            deadline = Deadline(timeout)
+            while True:
+                pending = [ref for ref in mine if self._state(ref) == Code.DRAFT]
+                if len(mine) - len(pending) >= num_returns or deadline.passed:
+                    waiting = set(pending)
+                    return [ref for ref in mine if ref not in waiting], pending
+                self._reap()
+                self._wait(pending[0], deadline.slice())
+
+    # --- refs and names ---
+
+    def lookup(self, name: str, timeout: float | None = 0) -> ObjectRef:
+        """A ref to the object that `name` holds; waits up to `timeout` seconds (None: for ever) for it.
+
+        Raises ObjectNotFoundError at once, or GetTimeoutError when a wait was in vain.
+        """
+        with Using(self):
+            deadline = Deadline(timeout)
+            while True:
+                seen = self._event()
+                ref = self._name_hold(name)
+                if ref is not None:
+                    return ref
+                if deadline.passed:
+                    if timeout:
+                        raise GetTimeoutError(f"the name {name!r} did not appear within {timeout} s")
+                    raise ObjectNotFoundError(f"no object has the name {name!r} in {self!r}")
+                self._wait_event(seen, deadline.slice())
+
+    def delete(self, what: ObjectRef | Iterable[ObjectRef] | str) -> None:
+        """Takes a value away from all of its holders (views stay valid), or a name off its object.
+
+        Their next `get` raises ObjectDeletedError. Deleting what is deleted already does nothing; an
+        unknown name is an ObjectNotFoundError.
+        """
+        with Using(self):
+            if isinstance(what, str):
+                self._name_remove(what)
+                return
+            for ref in [what] if isinstance(what, ObjectRef) else list(what):
+                self._delete(self._own(ref))
+
+    def __contains__(self, ref: object) -> bool:
+        """Whether a ref's value, or a name, is there: sealed or being written, in memory or on disk."""
+        with Using(self):
+            if isinstance(ref, str):
+                return self._name_hold(ref) is not None
+            if type(ref) is not ObjectRef or ref._store is not self:
+                return False
+            return self._state(ref) in (Code.OK, Code.DRAFT, Code.SPILLED, Code.RESTORING)
+
+    def __len__(self) -> int:
+        with Using(self):
+            return inspection.count(self)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def _hand_off(self, ref: ObjectRef) -> bytes:
+        """The bytes of a pickled ref: a hand-off that keeps the object alive in transit."""
+        with Using(self):
+            self._janitor.start()
+            timeout: int = self._totals()["handoff_ns"]
+            expiry = handoff.boottime_ns() + timeout if timeout else 0
+            token, nonce = self._token_issue(ref, 1, expiry)
+            entry, birth = ref._key
+            return handoff.pack(
+                handoff.HandOff(self.uuid, entry, birth, token, nonce, expiry, peers.boot_id())
+            )
+
+    # --- spilling and inspection ---
+
+    def spill(self, refs: ObjectRef | Iterable[ObjectRef] | None = None) -> int:
+        """Cleans and evicts the given objects, or all, as far as they are not pinned; the bytes freed.
+
+        Raises SpillError when spilling is off or the disk refuses.
+        """
+        with Using(self):
+            self._guard()
+            if self._writer is None:
+                raise SpillError("spilling is off in this store (spill_limit=0)")
+            rows = self._candidates()
+            if refs is not None:
+                wanted = [self._own(ref)._key for ref in ([refs] if isinstance(refs, ObjectRef) else refs)]
+                births = np.array([birth for _, birth in wanted], "u8")
+                rows = rows[np.isin(rows["birth"], births)]
+            return self._room.clean_and_evict(rows)
+
+    def stats(self) -> Stats:
+        """Bytes and counts by place and state, and totals since creation. Scans the table."""
+        with Using(self):
+            return inspection.stats(self)
+
+    def objects(self) -> Iterator[ObjectInfo]:
+        """Every object, one ObjectInfo each."""
+        with Using(self):
+            return iter(inspection.objects(self))
+
+    @property
+    def memory_limit(self) -> int:
+        """Bytes of shared memory at most."""
+        limit: int = self._totals()["memory_limit"]
+        return limit
+
+
+def connect(key: str | bytes, *, create: bool = False, **options: Any) -> Store:
+    """Joins the live store with that name or address; twice in a process gives the same Store.
+
+    create: make a store of that name if there is none; `options` are those of `Store`.
+    Raises AttachError saying what was tried and why it failed.
+    """
+    if options and not create:
+        raise TypeError("options describe a new store: pass create=True with them")
+    checked = Options.check(**options) if create else None
+    with membership.exclusive(key):
+        store = membership.known(key)
+        if store is not None:
+            return store
+        if checked is None or not isinstance(key, str) or membership.exists(key):
+            return Store._join(key)
+        store = Store.__new__(Store)
+        store._start(key, checked)
+        return store
+
+
+def load_handed_off(data: bytes) -> ObjectRef:
+    """The ref of a pickle: attaches to its store, takes one delivery of the hand-off.
+
+    Raises ObjectNotFoundError when the object is gone (saying so if the hand-off lapsed), AttachError.
+    """
+    given = handoff.unpack(data)
+    boot_id, now = peers.boot_id(), handoff.boottime_ns()
+    lapsed = handoff.has_lapsed(given, boot_id, now)
+    store = membership.known(given.store)
+    try:
+        store = store or connect(given.store)
+    except AttachError as error:
+        raise handoff.lapsed(given, boot_id, now) if given.boot_id != boot_id else error from None
+    with Using(store):
+        code, ref = store._token_load(given.token, given.nonce, given.entry, given.birth)
+    if ref is None:
+        if code == Code.NOT_FOUND and lapsed:
+            raise handoff.lapsed(given, boot_id, now)
+        raise store._fail(code, f"the object {given.entry:x}-{given.birth:x} of a pickled ref")
+    return ref
+
+
+hot.set_ref_loader(load_handed_off)
