@@ -1,0 +1,1 @@
+"""The `millpond` command: one file per group of commands, each built on the public API alone."""

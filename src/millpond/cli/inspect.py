@@ -1,0 +1,77 @@
+"""Commands that look into one store: `stats`, `objects`, `check`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from millpond.cli.arguments import Commands, add_store, count
+from millpond.cli.stores import open_store
+from millpond.observe.tables import console, objects_table, stats_table
+from millpond.observe.text import objects_json, stats_json
+from millpond.store.info import ObjectInfo
+from millpond.units import format_bytes
+
+SORT_KEYS: dict[str, Callable[[ObjectInfo], float]] = {
+    "size": lambda info: -info.size,
+    "age": lambda info: -info.age_s,
+    "idle": lambda info: -info.idle_s,
+    "holders": lambda info: -info.holders,
+    "pins": lambda info: -info.pins,
+}
+
+
+def register(commands: Commands) -> None:
+    """Adds the three commands to the parser."""
+    stats = commands.add_parser("stats", help="bytes and counts of a store")
+    add_store(stats)
+    stats.add_argument("--json", action="store_true", help="one JSON object; sizes in bytes")
+    stats.set_defaults(run=run_stats)
+
+    objects = commands.add_parser("objects", help="the objects of a store, largest first")
+    add_store(objects)
+    objects.add_argument("--sort", choices=SORT_KEYS, default="size", help="largest first by (%(default)s)")
+    objects.add_argument("--limit", type=count, default=50, help="how many to show (%(default)s)")
+    objects.add_argument("--json", action="store_true", help="a JSON array; sizes in bytes")
+    objects.set_defaults(run=run_objects)
+
+    check = commands.add_parser("check", help="verify a store's table; exit status 1 if there are faults")
+    add_store(check)
+    check.set_defaults(run=run_check)
+
+
+def run_stats(args: argparse.Namespace) -> int:
+    """Prints the numbers of `Store.stats()`."""
+    with open_store(args.store) as store:
+        stats = store.stats()
+    if args.json:
+        print(stats_json(stats))
+    else:
+        console().print(stats_table(stats))
+    return 0
+
+
+def run_objects(args: argparse.Namespace) -> int:
+    """Prints the first `--limit` objects in the order of `--sort`, and how many there are in all."""
+    with open_store(args.store) as store:
+        objects = sorted(store.objects(), key=SORT_KEYS[args.sort])
+    shown = objects[: args.limit]
+    if args.json:
+        print(objects_json(shown))
+        return 0
+    out = console()
+    out.print(objects_table(shown))
+    total = format_bytes(sum(info.size for info in objects))
+    out.print(f"{len(shown)} of {len(objects)} objects, {total} in all")
+    return 0
+
+
+def run_check(args: argparse.Namespace) -> int:
+    """Prints the faults that `Store.check()` finds."""
+    with open_store(args.store) as store:
+        faults = store.check()
+    for fault in faults:
+        print(fault)
+    if not faults:
+        print("sound")
+    return 1 if faults else 0

@@ -1,0 +1,185 @@
+"""The `millpond stress` command: sets the store up, lets the director run, checks what is left.
+
+Invariants: exit status 0 means that every byte that was read was right, memory never exceeded the
+limit, and nothing was left in memory, on disk or in the registry.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+import millpond
+from millpond.cli.arguments import Commands, count, seconds, size
+from millpond.cli.stress.director import VIEWS_SHARE, Director, Plan
+from millpond.cli.stress.values import SIZE_MAX
+from millpond.cli.watch import Watch
+from millpond.observe.tables import console, plain_table
+from millpond.observe.text import format_seconds
+from millpond.store.info import Stats
+from millpond.units import format_bytes
+
+HANDOFF_S = 20.0
+"""A ref that was pickled by a process that is killed before it could send it lapses after this."""
+MARGIN_S = 10.0
+OWN_FILE_BYTES = 8 << 20
+HEAD_BYTES = 4096
+"""What a stored value may need beyond its payload."""
+
+
+def register(commands: Commands) -> None:
+    """Adds the command to the parser."""
+    parser = commands.add_parser("stress", help="put a store under memory pressure and verify every byte")
+    parser.add_argument("--memory", type=size, default="256MiB", help="memory limit (%(default)s)")
+    parser.add_argument("--data", type=size, default="2GiB", help="live data to keep (%(default)s)")
+    parser.add_argument("--processes", type=count, default=4, help="worker processes (%(default)s)")
+    parser.add_argument("--seconds", type=seconds, default=20.0, help="how long to work (%(default)s)")
+    parser.add_argument("--kill", action="store_true", help="kill -9 and replace a worker every second")
+    parser.add_argument("--compression", default="none", choices=("none", "lz4"), help="codec (%(default)s)")
+    parser.add_argument("--seed", type=int, help="seed of sizes, contents and choices (random)")
+    parser.add_argument("--start-method", default="spawn", choices=("spawn", "fork"), help="(%(default)s)")
+    parser.add_argument("--spill-dir", type=Path, help="where to spill (a new directory below it)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the test; 0 without a violation."""
+    plan = Plan(
+        memory=args.memory,
+        data=args.data,
+        processes=args.processes,
+        seconds=args.seconds,
+        kill=args.kill,
+        seed=secrets.randbelow(1 << 32) if args.seed is None else args.seed,
+        start_method=args.start_method,
+    )
+    out = console()
+    out.print(
+        f"{format_bytes(plan.data)} through {format_bytes(plan.memory)}, {plan.processes} processes, "
+        f"compression {args.compression}, seed {plan.seed}"
+    )
+    parent = args.spill_dir or Path(os.environ.get("MILLPOND_SPILL_DIR", "/var/tmp"))
+    spill_dir = Path(tempfile.mkdtemp(prefix="millpond-stress-", dir=parent))
+    try:
+        violations = _run_in(spill_dir, args.compression, plan, out)
+    finally:
+        shutil.rmtree(spill_dir, ignore_errors=True)
+    for text in violations:
+        out.print("[red]violation:[/red]", escape(text))
+    out.print("[green]sound[/green]" if not violations else f"[red]{len(violations)} violations[/red]")
+    return 1 if violations else 0
+
+
+def _run_in(spill_dir: Path, compression: str, plan: Plan, out: Console) -> list[str]:
+    with millpond.Store(
+        memory_limit=plan.memory,
+        spill_dir=spill_dir,
+        compression=compression,
+        name=f"stress-{os.getpid()}",
+        handoff_timeout=HANDOFF_S,
+        overflow_limit=_overflow_limit(compression, plan),
+    ) as store:
+        director = Director(store, plan)
+        started = time.monotonic()
+        with Watch(store) as watch:
+            _with_progress(director, plan, out)
+            wall = time.monotonic() - started
+            released = list(_left_in_store(store, spill_dir))
+        _print_summary(director, store.stats(), watch, wall, out)
+        violations = [*director.violations, *([watch.fault] if watch.fault else []), *released]
+    return [*violations, *_left_after_close(Path(store.address), spill_dir)]
+
+
+def _overflow_limit(compression: str, plan: Plan) -> int:
+    """Room for the views that are kept, and for each process to read one object when all memory is pinned.
+
+    From a file of its own an object is mapped instead, unless it is compressed.
+    """
+    largest = OWN_FILE_BYTES if compression == "none" else SIZE_MAX
+    return plan.memory // VIEWS_SHARE + (plan.processes + 1) * (largest + HEAD_BYTES)
+
+
+def _with_progress(director: Director, plan: Plan, out: Console) -> None:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[detail]}"),
+    )
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
+        task = bar.add_task("working", total=plan.seconds, detail="")
+
+        def show(elapsed: float) -> None:
+            detail = (
+                f"{format_bytes(director.books.live_bytes)} live, {sum(director.counts.values())} operations"
+            )
+            bar.update(task, completed=elapsed, detail=detail)
+
+        director.run(show)
+
+
+def _left_in_store(store: millpond.Store, spill_dir: Path) -> Iterator[str]:
+    """Every ref and view is gone: what is still there should not be."""
+    _wait_until(lambda: store.stats().objects == 0, HANDOFF_S + MARGIN_S)
+    _wait_until(lambda: store.stats().disk_bytes == 0, MARGIN_S)
+    for info in list(store.objects())[:5]:
+        yield f"an object that nobody has a ref to is still there: {info}"
+    stats = store.stats()
+    for field in ("objects", "memory_bytes", "pinned_bytes", "disk_bytes", "overflow_bytes"):
+        if value := getattr(stats, field):
+            yield f"{field} is {value} after everything was dropped"
+    if stats.committed_bytes != stats.warm_bytes:
+        yield f"{stats.committed_bytes - stats.warm_bytes} committed bytes are in use by no object"
+    if stats.members != 1:
+        yield f"{stats.members} members are left, of which only one lives"
+    for path in _files(spill_dir):
+        yield f"{path} is left behind"
+    yield from store.check()
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def _left_after_close(registered: Path, spill_dir: Path) -> list[str]:
+    # A directory of the user's own may stay below the one that was named; the store's may not.
+    left = [*spill_dir.glob("*/*"), *([registered] if registered.exists() else [])]
+    return [f"{path} is left behind by close()" for path in left]
+
+
+def _files(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob("*.seg") if path.is_file()]
+
+
+def _print_summary(director: Director, stats: Stats, watch: Watch, wall: float, out: Console) -> None:
+    counts = director.counts
+    table = plain_table("", "")
+    for label, text in (
+        ("operations", f"{sum(counts.values())} in {format_seconds(wall)}"),
+        ("  put, read, handed over, dropped", "{put}, {read}, {take}, {drop}"),
+        ("  kill -9", str(counts["kill"])),
+        ("verified", format_bytes(director.bytes_verified)),
+        (
+            "memory committed, at most",
+            f"{format_bytes(watch.peak_bytes)} of {format_bytes(watch.limit_bytes)}",
+        ),
+        ("spilled", format_bytes(stats.spilled_bytes_total)),
+        ("restored", format_bytes(stats.restored_bytes_total)),
+    ):
+        read = counts["get"] + counts["copy"] + counts["look"]
+        table.add_row(
+            label, text.format(put=counts["put"], read=read, take=counts["take"], drop=counts["drop"])
+        )
+    out.print(table)
