@@ -1,0 +1,100 @@
+"""What one get or put costs: arrays of 1 KB to 100 MB and a small dict, beside the alternatives.
+
+Alternatives: numpy.frombuffer over plain memory (as far as Python can get without a store), LMDB on
+tmpfs, and plain pickle. Prints Markdown; figures are microseconds per call.
+
+Run: python benchmarks/small.py   (needs lmdb)
+"""
+
+from __future__ import annotations
+
+import pickle
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import lmdb
+import numpy as np
+from harness import Timing, machine, markdown, microseconds, race, save
+
+import millpond
+
+ARRAY_BYTES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
+SMALL = {"id": 4711, "name": "millpond", "scores": [1.5, 2.5], "ok": True}
+
+
+def get_arrays(store: millpond.Store, database: lmdb.Environment) -> dict[str, dict[str, Timing]]:
+    """By size: a store's get, frombuffer over memory, LMDB's get, pickle.loads."""
+    results = {}
+    for size in ARRAY_BYTES:
+        array = np.random.default_rng(size).standard_normal((size // 80, 10))
+        ref, plain, pickled = store.put(array), array.tobytes(), pickle.dumps(array, protocol=5)
+        key = str(size).encode()
+        with database.begin(write=True) as writing:
+            writing.put(key, plain)
+        shape = array.shape
+        with database.begin(buffers=True) as reading:
+            contestants: dict[str, Callable[[], object]] = {
+                "millpond": lambda ref=ref: store.get(ref),
+                "frombuffer": lambda plain=plain, shape=shape: np.frombuffer(plain, np.float64).reshape(
+                    shape
+                ),
+                "lmdb": lambda key=key, shape=shape, reading=reading: np.frombuffer(
+                    reading.get(key), np.float64
+                ).reshape(shape),
+                "pickle": lambda pickled=pickled: pickle.loads(pickled),
+            }
+            for contestant in contestants.values():
+                assert np.array_equal(contestant(), array)
+            results[f"get array, {size:,} B"] = race(contestants)
+        ref = None
+    return results
+
+
+def small_values(store: millpond.Store, database: lmdb.Environment) -> dict[str, dict[str, Timing]]:
+    """Put and get of a dict; all sides include pickling or loading."""
+    ref, pickled = store.put(SMALL), pickle.dumps(SMALL, protocol=5)
+
+    def lmdb_put() -> None:
+        with database.begin(write=True) as writing:
+            writing.put(b"small", pickle.dumps(SMALL, protocol=5))
+
+    def lmdb_get() -> object:
+        with database.begin(buffers=True) as reading:
+            return pickle.loads(reading.get(b"small"))
+
+    lmdb_put()
+    assert store.get(ref) == lmdb_get() == SMALL
+    return {
+        "put dict": race(
+            {
+                "millpond": lambda: store.put(SMALL),
+                "lmdb": lmdb_put,
+                "pickle": lambda: pickle.dumps(SMALL, protocol=5),
+            }
+        ),
+        "get dict": race(
+            {"millpond": lambda: store.get(ref), "lmdb": lmdb_get, "pickle": lambda: pickle.loads(pickled)}
+        ),
+    }
+
+
+def main() -> None:
+    """Runs both groups and prints one table."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        # Without sync: LMDB need not survive power loss here, as the store does not.
+        database = lmdb.open(str(Path(directory) / "db"), map_size=1 << 30, sync=False)
+        with millpond.Store(memory_limit="512MiB") as store, database:
+            results = {**get_arrays(store, database), **small_values(store, database)}
+    columns = ("millpond", "frombuffer", "lmdb", "pickle")
+    rows = [
+        [what, *(microseconds(timings[name]) if name in timings else "" for name in columns)]
+        for what, timings in results.items()
+    ]
+    print(markdown(["microseconds: median (fastest-slowest round)", *columns], rows))
+    print("\n" + ", ".join(f"{name} {text}" for name, text in machine().items()))
+    print(f"saved to {save('small', results)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""A store or several, the processes that use them, and a check that nothing of them is left."""
+
+from __future__ import annotations
+
+import gc
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import millpond
+from workers import Worker, wait_until
+
+
+def residue(store: millpond.Store) -> dict[str, Any]:
+    """What is wrong with a store in which nothing should be left."""
+    store._tidy()
+    stats, totals = store.stats(), store._totals()
+    found = {
+        "faults": store.check(),
+        "objects": list(store.objects()),
+        "deleted but not gone": len(store._survey()),
+        "tokens": totals["tokens"],
+        "other members": stats.members - 1,
+        "used memory": stats.committed_bytes - stats.warm_bytes,
+        "disk": stats.disk_bytes,
+        "overflow": stats.overflow_bytes,
+    }
+    return {key: value for key, value in found.items() if value}
+
+
+class Pond:
+    """Stores and workers of one test."""
+
+    def __init__(self, directory: Path) -> None:
+        self.registry = directory / "registry"
+        self.spill = directory / "spill"
+        self._stores: list[millpond.Store] = []
+        self._workers: list[Worker] = []
+
+    def store(self, memory_limit: int | str = "64MiB", **options: Any) -> millpond.Store:
+        """A new store that spills here unless told otherwise."""
+        store = millpond.Store(memory_limit, **{"spill_dir": self.spill, **options})
+        self._stores.append(store)
+        return store
+
+    def worker(self, program: bool = False) -> Worker:
+        """Another process: a fork of this one, or a program that imports everything anew."""
+        self._workers.append(Worker(program))
+        return self._workers[-1]
+
+    def member(self, store: millpond.Store) -> Worker:
+        """A program that has connected to `store` as `own.store`."""
+        worker = self.worker(program=True)
+        worker.run(join, store.address)
+        return worker
+
+    def spilled_files(self) -> list[Path]:
+        """All segment files."""
+        return sorted(self.spill.rglob("*.seg"))
+
+    def end_workers(self) -> None:
+        for worker in self._workers:
+            worker.end()
+        self._workers.clear()
+
+    def close(self) -> None:
+        """Closes all without asking what is left."""
+        for worker in self._workers:
+            with suppress(ProcessLookupError):
+                worker.kill()
+        for store in self._stores:
+            store.close()
+
+    def close_empty(self) -> None:
+        """Ends the workers, asserts that nothing is left in the stores, closes them."""
+        self.end_workers()
+        for store in self._stores:
+            if not store.closed:
+                for info in store.objects():
+                    if info.name:
+                        store.delete(info.name)
+                if residue(store):
+                    gc.collect()
+                with suppress(AssertionError):
+                    wait_until(lambda store=store: not residue(store))
+                assert residue(store) == {}
+            store.close()
+        self._stores.clear()
+        assert sorted(path.name for path in self.registry.glob("*")) in ([], ["dirlock"])
+        assert [path for path in self.spill.rglob("*") if path.parent != self.spill] == []
+
+
+def join(own: Any, address: str) -> None:
+    """A worker connects to a store."""
+    import millpond
+
+    own.store = millpond.connect(address)
