@@ -8,8 +8,8 @@
 #include "world.h"
 
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-#define STEPS 3000u
-#define SIZE_STEPS 32u
+#define STEPS 2000u
+#define SIZE_STEPS 100u
 #else
 #define STEPS 12000u
 #define SIZE_STEPS 1u

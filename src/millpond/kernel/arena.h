@@ -77,6 +77,7 @@ static inline void mp_total_add(_Atomic uint64_t *total, uint64_t amount) {
 }
 
 /* --- arena.c; mutex held --- */
+uint32_t mp_commit_high(const mp_member *m); /* commit.c: beyond it every block is NONE */
 mp_code mp_arena_corrupted(mp_member *m); /* poisons the store; MP_CORRUPTED */
 
 uint32_t mp_span_take(mp_member *m); /* an item of the pool; 0: none is backed, poisoned */

@@ -23,7 +23,7 @@ static bool owns_extent(mp_entry *e) {
 
 /* --- rebuild --- */
 
-/* Empty caches over blank slab records; commit_high and committed_blocks are counted here. */
+/* Empty caches over blank slab records; committed_blocks is counted here. */
 static void forget(mp_member *m) {
     mp_header *h = m->header;
     h->pool_spans.free = 0;
@@ -33,13 +33,11 @@ static void forget(mp_member *m) {
     memset(h->bin_bits, 0, sizeof h->bin_bits);
     memset(h->class_slabs, 0, sizeof h->class_slabs);
     h->span_first = 0;
-    h->commit_high = 0;
     atomic_store_explicit(&h->committed_blocks, 0, memory_order_relaxed);
     atomic_store_explicit(&h->free_pages, 0, memory_order_relaxed);
-    for (uint32_t b = 0; b < m->geometry.blocks; b++) {
+    for (uint32_t b = 0, high = mp_commit_high(m); b < high; b++) {
         uint32_t state = mp_block_state(m, b);
         if (state == MP_NONE) continue;
-        h->commit_high = b + 1;
         mp_total_add(&h->committed_blocks, 1);
         if (state == MP_COMMITTED) m->slabs[b] = (mp_slab){0};
     }
@@ -147,7 +145,7 @@ static void put_by(mp_member *m, uint32_t block) {
 static bool sweep_blocks(mp_member *m) {
     sweep w = {0};
     bool open = false; /* is the block before committed? */
-    uint32_t high = m->header->commit_high;
+    uint32_t high = mp_commit_high(m);
     for (uint32_t b = 0; b < high; b++) {
         uint64_t page = (uint64_t)b * MP_BLOCK_PAGES;
         bool committed = mp_block_state(m, b) == MP_COMMITTED;
@@ -246,7 +244,7 @@ static void check_span(inspection *c, uint32_t i, uint32_t prev) {
 static void check_spans(inspection *c) {
     mp_member *m = c->m;
     uint32_t prev = 0, left = m->geometry.spans;
-    uint64_t covered = 0, committed = 0, counted = 0, high = 0;
+    uint64_t covered = 0, committed = 0, counted = 0;
     for (uint32_t i = m->header->span_first; i != 0; prev = i, i = m->spans[i].next) {
         if (i >= m->geometry.spans || left-- == 0) {
             fault(c, "the list of spans is damaged", i);
@@ -255,15 +253,13 @@ static void check_spans(inspection *c) {
         check_span(c, i, prev);
         covered += m->spans[i].pages;
     }
-    for (uint32_t b = 0; b < m->geometry.blocks; b++) {
+    for (uint32_t b = 0, high = mp_commit_high(m); b < high; b++) {
         uint32_t state = mp_block_state(m, b);
         committed += state == MP_COMMITTED;
         counted += state != MP_NONE;
-        if (state != MP_NONE) high = b + 1;
     }
     expect(c, covered == committed * MP_BLOCK_PAGES, "spans do not cover the committed pages", covered);
     expect(c, atomic_load(&m->header->committed_blocks) == counted, "committed_blocks is wrong", counted);
-    expect(c, m->header->commit_high >= high, "commit_high is too low", high);
     expect(c, atomic_load(&m->header->free_pages) == c->free_pages, "free_pages is wrong", c->free_pages);
 }
 

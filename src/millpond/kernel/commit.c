@@ -67,13 +67,13 @@ static uint32_t gap_needs(mp_member *m, mp_run gap, uint64_t pages) {
     return low + size + high >= pages ? gap.blocks : UINT32_MAX;
 }
 
-static uint32_t commit_high(const mp_member *m) {
+uint32_t mp_commit_high(const mp_member *m) {
     return m->header->commit_high < m->geometry.blocks ? m->header->commit_high : m->geometry.blocks;
 }
 
 /* The first gap of NONE blocks at or after block; its length is 0 if there is none. */
 static mp_run next_gap(mp_member *m, uint32_t block) {
-    uint32_t high = commit_high(m);
+    uint32_t high = mp_commit_high(m);
     if (block >= m->geometry.blocks) return (mp_run){block, 0};
     while (block < high && mp_block_state(m, block) != MP_NONE) block++;
     uint32_t end = block;
@@ -85,7 +85,7 @@ static bool choose_gap(mp_member *m, uint64_t pages, uint64_t spare, uint32_t st
     const mp_header *h = m->header;
     /* as many committed as were ever: no gap to look for below */
     bool dense = atomic_load_explicit(&h->committed_blocks, memory_order_relaxed) >= h->commit_high;
-    mp_run gap = next_gap(m, dense ? commit_high(m) : 0);
+    mp_run gap = next_gap(m, dense ? mp_commit_high(m) : 0);
     uint32_t least = UINT32_MAX;
     for (; gap.blocks != 0; gap = next_gap(m, gap.block + gap.blocks)) {
         uint32_t needs = gap_needs(m, gap, pages);
@@ -115,10 +115,11 @@ mp_code mp_arena_plan_grow(mp_member *m, uint64_t size, mp_run *run) {
     m->spans[i] = (mp_span){.page = run->block * MP_BLOCK_PAGES, .used = MP_SPAN_COMMITTING};
     mp_bin_insert(m, i);
     MP_FAILPOINT("arena.grow.put_by");
+    if (h->commit_high < run->block + run->blocks) h->commit_high = run->block + run->blocks;
+    atomic_signal_fence(memory_order_seq_cst); /* a kill in between must find it raised */
     mark(m, *run, MP_COMMITTING);
     MP_FAILPOINT("arena.grow.marked");
     mp_total_add(&h->committed_blocks, run->blocks);
-    if (h->commit_high < run->block + run->blocks) h->commit_high = run->block + run->blocks;
     return mp_arena_outcome(m);
 }
 
@@ -211,7 +212,7 @@ static bool left_by(mp_member *m, uint32_t slot, uint32_t block) {
 }
 
 bool mp_arena_plan_reclaim(mp_member *m, uint32_t slot, mp_run *run) {
-    uint32_t high = commit_high(m), block = 0;
+    uint32_t high = mp_commit_high(m), block = 0;
     while (block < high && !left_by(m, slot, block)) block++;
     uint32_t end = block;
     while (end < high && left_by(m, slot, end)) end++;

@@ -142,7 +142,7 @@ typedef struct mp_slab {
     uint32_t used;
     uint32_t slots;
     uint32_t size_class; /* index of the class + 1; 0 = not a slab */
-    uint32_t span;
+    uint32_t span; /* that ends with this block, of slabs and of other runs */
     uint32_t next; /* slabs of this class with a free slot, by block + 1 */
     uint32_t prev;
     uint32_t reserved[2];
@@ -154,7 +154,7 @@ typedef struct mp_span {
     uint32_t pages;
     uint32_t next, prev;         /* neighbours by address, whether or not they touch */
     uint32_t bin_next, bin_prev; /* free runs of one size bin */
-    uint32_t used;               /* 0 free, 1 extent, 2 slab */
+    uint32_t used;               /* enum mp_span_use, in arena.h */
     uint32_t reserved;
 } mp_span;
 
@@ -220,6 +220,8 @@ typedef struct mp_header {
     /* under the mutex */
     _Alignas(64) uint64_t next_birth;
     uint64_t next_segment_id;
+    uint32_t commit_high; /* raised before a block is marked: from here on all are NONE */
+    uint32_t reserved1;
     uint64_t recoveries;
     mp_pool pool_entries, pool_tokens, pool_names, pool_segments, pool_spans;
     _Atomic uint64_t disk_bytes; /* (cache) sizes of the segments less what was punched */
@@ -228,7 +230,6 @@ typedef struct mp_header {
 
     /* arena (cache) */
     uint32_t span_first;       /* in address order; 0 = none */
-    uint32_t commit_high;      /* blocks from here on were never committed */
     uint32_t bin_bits[(MP_BINS + 31) / 32];
     uint32_t bins[MP_BINS];
     uint32_t class_slabs[64];  /* slabs with a free slot, by block + 1 */
