@@ -40,6 +40,8 @@ int main(void) {
     FIELD(mp_entry, extent);
     FIELD(mp_entry, edges_out);
     FIELD(mp_entry, edges_in);
+    FIELD(mp_entry, doomed);
+    FIELD(mp_entry, reserved0);
     FIELD(mp_entry, reserved);
     STRUCT(mp_slot);
     FIELD(mp_slot, word);
@@ -59,6 +61,10 @@ int main(void) {
     FIELD(mp_token, issuer_pid);
     FIELD(mp_token, next);
     FIELD(mp_token, reserved);
+    STRUCT(mp_edge);
+    FIELD(mp_edge, birth);
+    FIELD(mp_edge, target);
+    FIELD(mp_edge, next);
     STRUCT(mp_name);
     FIELD(mp_name, target);
     FIELD(mp_name, next);
@@ -97,10 +103,12 @@ int main(void) {
     FIELD(mp_geometry, arena_bytes);
     FIELD(mp_geometry, entries);
     FIELD(mp_geometry, tokens);
+    FIELD(mp_geometry, edges);
     FIELD(mp_geometry, names);
     FIELD(mp_geometry, segments);
     FIELD(mp_geometry, spans);
     FIELD(mp_geometry, blocks);
+    FIELD(mp_geometry, reserved);
     FIELD(mp_geometry, region_offset);
     FIELD(mp_geometry, table_bytes);
     STRUCT(mp_pool);
@@ -138,11 +146,13 @@ int main(void) {
     FIELD(mp_header, recoveries);
     FIELD(mp_header, pool_entries);
     FIELD(mp_header, pool_tokens);
+    FIELD(mp_header, pool_edges);
     FIELD(mp_header, pool_names);
     FIELD(mp_header, pool_segments);
     FIELD(mp_header, pool_spans);
     FIELD(mp_header, disk_bytes);
     FIELD(mp_header, dead_segments);
+    FIELD(mp_header, doomed);
     FIELD(mp_header, unburied);
     FIELD(mp_header, span_first);
     FIELD(mp_header, bin_bits);

@@ -114,6 +114,28 @@ static void rarities(void) {
     leave();
 }
 
+/* A chain of values, each with a ref to the one before, and at its end a value with many refs. */
+static void containers(void) {
+    uint32_t targets[300], before = 0;
+    uint64_t births[300], birth_before = 0, offset;
+    become_member(3);
+    for (uint32_t link = 0; link < 6; link++) {
+        uint32_t entry, count = link == 0 ? 0 : link < 5 ? 1 : 300;
+        uint64_t birth;
+        mp_code code;
+        while ((code = mp_draft(&member, 100, &entry, &birth, &offset)) == MP_NO_ROOM) CHECK_EQ(mp_grow(&member, 100), MP_OK);
+        CHECK_EQ(code, MP_OK);
+        for (uint32_t i = 0; i < count; i++) targets[i] = before, births[i] = birth_before;
+        CHECK_EQ(mp_contain(&member, entry, birth, targets, births, count), MP_OK);
+        CHECK_EQ(mp_seal(&member, entry, birth), MP_OK);
+        if (link) CHECK_EQ(mp_drop(&member, before, -1), MP_OK);
+        before = entry, birth_before = birth;
+    }
+    CHECK_EQ(mp_drop(&member, before, -1), MP_OK);
+    mp_undertake(&member);
+    leave();
+}
+
 static uint64_t salt;
 
 static void leave_ruins(void) {
@@ -192,6 +214,12 @@ static void kill_in_rare_operations(void) {
     close_store();
 }
 
+static void kill_among_containers(void) {
+    open_store(6 << 20);
+    kill_everywhere(NULL, containers);
+    close_store();
+}
+
 /* A pool grows once or twice in a store's life: each death needs a store of its own. */
 static void kill_while_pools_grow(void) {
     for (uint32_t hit = 1; hit <= 3; hit++) {
@@ -258,6 +286,7 @@ int main(int argc, char **argv) {
     RUN(kill_in_any_operation);
     RUN(kill_under_pressure);
     RUN(kill_in_rare_operations);
+    RUN(kill_among_containers);
     RUN(kill_while_pools_grow);
     RUN(kill_while_reaping);
     RUN(kill_while_repairing);

@@ -57,6 +57,7 @@ typedef struct mp_member {
     uint32_t *buckets;
     mp_entry *entries;
     mp_token *tokens;
+    mp_edge *edges;
     mp_name *names;
     mp_segment *segments;
     mp_span *spans;
@@ -90,6 +91,7 @@ enum mp_member_state { MP_MEMBER_OPEN = 0, MP_MEMBER_CLOSING = 1, MP_MEMBER_CLOS
 /* --- table.c: creation, mapping, pools, entries --- */
 
 /* Geometry for an arena of at least arena_bytes; pools at their full size. */
+/* edges: four for each entry. */
 void mp_geometry_plan(mp_geometry *geometry, uint64_t arena_bytes, uint32_t entries, uint32_t tokens,
                       uint32_t names, uint32_t segments);
 bool mp_geometry_valid(const mp_geometry *geometry);
@@ -152,7 +154,7 @@ void mp_unpin(mp_member *m, uint32_t entry, uint64_t unit); /* buries what died 
 mp_code mp_view(mp_member *m, uint32_t entry, uint64_t birth, uint64_t *offset, uint64_t *size);
 
 mp_code mp_hold(mp_member *m, uint32_t entry, uint64_t birth); /* a first or further local ref */
-mp_code mp_drop(mp_member *m, uint32_t entry, int64_t timeout_ns); /* MP_BUSY: nothing was done */
+mp_code mp_drop(mp_member *m, uint32_t entry, int64_t timeout_ns); /* MP_BUSY: nothing was done. Then mp_undertake */
 void mp_drop_later(mp_member *m, uint32_t entry); /* puts the decrement off: the count stays 1 */
 uint32_t mp_drain(mp_member *m);                  /* does the put-off decrements; returns those left */
 void mp_drop_all(mp_member *m);                   /* close: every local ref at once */
@@ -202,6 +204,16 @@ void mp_collect(mp_member *m, uint32_t entry); /* an unreachable value becomes G
 void mp_place_free(mp_member *m, mp_entry *e);
 bool mp_pinned(mp_entry *e);
 bool mp_leave(mp_member *m, mp_entry *e, uint64_t from, enum mp_state to); /* DRAFT, RESTORING -> to; wakes */
+
+/* --- edges.c: refs inside values --- */
+/* Makes a DRAFT of this member hold count targets, which the caller holds. Done before the seal. */
+mp_code mp_contain(mp_member *m, uint32_t entry, uint64_t birth, const uint32_t *targets, const uint64_t *births,
+                   uint32_t count);
+/* Takes apart what is dead and contains refs, a bounded piece in each hold, until nothing is left. */
+void mp_undertake(mp_member *m);
+bool mp_doom(mp_member *m, uint32_t entry);   /* mutex held: puts a DEAD entry with edges on the list */
+mp_code mp_edges_rebuild(mp_member *m);       /* mutex held */
+uint32_t mp_containers(mp_member *m, uint32_t target, uint32_t *found, uint32_t count); /* who contains it */
 
 /* --- names.c --- */
 mp_code mp_name_set(mp_member *m, const char *text, uint32_t length, uint32_t entry, uint64_t birth, bool replace);

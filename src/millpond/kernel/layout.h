@@ -77,9 +77,11 @@ typedef struct mp_entry {
     mp_place place;
     _Atomic uint32_t step; /* bumped by a restorer for every 8 MiB */
     uint32_t extent;       /* 1 while the entry owns its extent */
-    uint32_t edges_out;    /* contained refs: reserved, zero */
-    uint32_t edges_in;
-    uint64_t reserved[2];
+    uint32_t edges_out;    /* first of the refs inside this value */
+    uint32_t edges_in;     /* (cache) values that this object's refs are inside of */
+    uint32_t doomed;       /* (cache) it is on the list of the DEAD that have edges left */
+    uint32_t reserved0;
+    uint64_t reserved[1];
 } mp_entry;
 
 /* The word of a member slot: bits 0-7 state, bits 8-63 generation. */
@@ -106,6 +108,15 @@ typedef struct mp_token {
     uint32_t next; /* (cache) free list */
     uint64_t reserved[2];
 } mp_token;
+
+/* A ref inside a stored value: the container, alive, keeps the target alive. Reachable from a
+ * container's chain it is in use; else it is free. */
+typedef struct mp_edge {
+    uint64_t birth; /* of the target; 0 = free (cache); bit 63 marks it in a rebuild */
+    uint32_t target;
+    uint32_t next; /* in the container's chain, or (cache) in the free list */
+} mp_edge;
+#define MP_EDGE_MARK (1ull << 63)
 
 typedef struct mp_name {
     _Atomic uint32_t target; /* entry that it holds; 0 = free */
@@ -164,6 +175,7 @@ enum mp_region {
     MP_REGION_NAME_BUCKETS,
     MP_REGION_ENTRIES,
     MP_REGION_TOKENS,
+    MP_REGION_EDGES,
     MP_REGION_NAMES,
     MP_REGION_SEGMENTS,
     MP_REGION_SPANS,
@@ -175,8 +187,8 @@ enum mp_region {
 /* How large each pool is; chosen at creation, never changed. */
 typedef struct mp_geometry {
     uint64_t arena_bytes; /* address space; a multiple of MP_BLOCK */
-    uint32_t entries, tokens, names, segments, spans;
-    uint32_t blocks;
+    uint32_t entries, tokens, edges, names, segments, spans;
+    uint32_t blocks, reserved;
     uint64_t region_offset[MP_REGIONS];
     uint64_t table_bytes;
 } mp_geometry;
@@ -223,9 +235,10 @@ typedef struct mp_header {
     uint32_t commit_high; /* raised before a block is marked: from here on all are NONE */
     uint32_t reserved1;
     uint64_t recoveries;
-    mp_pool pool_entries, pool_tokens, pool_names, pool_segments, pool_spans;
+    mp_pool pool_entries, pool_tokens, pool_edges, pool_names, pool_segments, pool_spans;
     _Atomic uint64_t disk_bytes; /* (cache) sizes of the segments less what was punched */
     _Atomic uint32_t dead_segments; /* (cache) files that wait to be unlinked */
+    _Atomic uint32_t doomed;        /* (cache) list of the DEAD entries that have edges left, linked by next */
     _Atomic uint32_t unburied;      /* an unpin found the mutex busy: some DEAD entry waits for a scan */
 
     /* arena (cache) */
@@ -248,6 +261,7 @@ _Static_assert(offsetof(mp_entry, holders) == 64, "a read touches one cache line
 _Static_assert(offsetof(mp_entry, place) == 128, "the disk place shares no line with a read");
 _Static_assert(sizeof(mp_slot) == 128, "slot");
 _Static_assert(sizeof(mp_token) == 64, "token");
+_Static_assert(sizeof(mp_edge) == 16, "edge");
 _Static_assert(sizeof(mp_name) == 256, "name");
 _Static_assert(sizeof(mp_segment) == 64, "segment");
 _Static_assert(sizeof(mp_slab) == 160, "slab");

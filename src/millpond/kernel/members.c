@@ -202,6 +202,7 @@ mp_code mp_reap(mp_member *m, uint32_t slot, uint64_t word) {
         code = reap_blocks(m, slot, word);
     }
     MP_FAILPOINT("reap.done");
+    mp_undertake(m);
     if (code == MP_OK) code = free_slot(m, slot, word);
     return code == MP_NOT_FOUND ? MP_OK : code; /* somebody else has finished it */
 }
@@ -227,6 +228,7 @@ uint32_t mp_reap_dead(mp_member *m) {
     for (uint32_t slot = 0; slot < MP_SLOTS; slot++)
         if (slot != m->slot && mp_slot_dead(m, slot, &word) && mp_reap(m, slot, word) == MP_OK) reaped++;
     bury_rest(m);
+    mp_undertake(m);
     return reaped;
 }
 

@@ -87,6 +87,7 @@ mp_code mp_name_set(mp_member *m, const char *text, uint32_t length, uint32_t en
         code = there ? set_locked(m, text, length, entry, replace) : MP_NOT_FOUND;
         mp_unlock(m);
         if (code == MP_OK) mp_event_bump(m);
+        mp_undertake(m);
         if (code != MP_POOL_FULL) return code;
     }
 }
@@ -119,5 +120,6 @@ mp_code mp_name_remove(mp_member *m, const char *text, uint32_t length) {
         uncount(m, entry, index);
     }
     mp_unlock(m);
+    mp_undertake(m);
     return index ? MP_OK : MP_NOT_FOUND;
 }

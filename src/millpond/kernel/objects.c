@@ -28,7 +28,7 @@ static void bear(mp_member *m, uint32_t entry, uint64_t size, uint64_t birth, en
     atomic_store_explicit(&e->stamp, now << 8, memory_order_relaxed);
     e->created = now;
     e->owner = m->slot;
-    e->tokens = e->names = e->name = 0;
+    e->tokens = e->names = e->name = e->edges_in = e->edges_out = e->doomed = 0;
     atomic_store_explicit(&e->step, 0, memory_order_relaxed);
     MP_FAILPOINT("draft.filled");
     atomic_store(mp_holder_word(e, m->slot), mp_bit(m->slot)); /* of a FREE entry all holder words are zero */
@@ -144,7 +144,7 @@ mp_code mp_settle(mp_member *m, uint32_t entry, uint64_t birth, const mp_place *
 static bool reachable(const mp_entry *e) {
     for (uint32_t w = 0; w < MP_BIT_WORDS; w++)
         if (atomic_load(&e->holders[w])) return true;
-    return e->tokens != 0 || e->names != 0;
+    return e->tokens != 0 || e->names != 0 || e->edges_in != 0;
 }
 
 bool mp_pinned(mp_entry *e) {
@@ -164,6 +164,7 @@ void mp_bury(mp_member *m, uint32_t entry) {
     }
     mp_place_free(m, e);
     MP_FAILPOINT("bury.place");
+    if (mp_doom(m, entry)) return; /* its contained refs go step by step; the last step comes back here */
     if (reachable(e)) return; /* a tombstone: its refs still learn how it died */
     atomic_store(&e->control, mp_word(mp_birth_of(control), MP_FREE));
     MP_FAILPOINT("bury.free");
@@ -201,6 +202,7 @@ static mp_code die(mp_member *m, uint32_t entry, uint64_t birth, enum mp_state f
     else
         code = MP_NOT_FOUND;
     mp_unlock(m);
+    mp_undertake(m);
     return code;
 }
 

@@ -32,10 +32,11 @@ static mp_code settle_entry(mp_member *m, uint32_t index) {
     if (state == MP_FREE || state == MP_SPILLED) e->extent = 0;
     if (state == MP_FREE) {
         atomic_store(&e->place.segment, 0);
+        e->edges_out = 0;
         for (uint32_t w = 0; w < MP_BIT_WORDS; w++) atomic_store(&e->holders[w], 0);
         mp_pool_give(m, &m->header->pool_entries, index);
     }
-    e->tokens = e->names = e->name = 0;
+    e->tokens = e->names = e->name = e->edges_in = e->doomed = 0;
     return MP_OK;
 }
 
@@ -113,7 +114,9 @@ mp_code mp_rebuild(mp_member *m) {
     MP_FAILPOINT("rebuild.entries");
     rebuild_tokens(m);
     rebuild_names(m);
-    mp_code code = rebuild_segments(m);
+    mp_code code = mp_edges_rebuild(m);
+    MP_FAILPOINT("rebuild.edges");
+    if (code == MP_OK) code = rebuild_segments(m);
     MP_FAILPOINT("rebuild.segments");
     if (code == MP_OK) code = mp_arena_rebuild(m);
     if (code != MP_OK) return code;
@@ -169,7 +172,7 @@ static void check_used(check *c, uint32_t i, uint64_t control) {
     if (state == MP_SPILLED && segment == 0) fault(c, "entry %u is SPILLED without a disk place", i);
     if ((state == MP_RESIDENT || state == MP_RESTORING) && !e->extent) fault(c, "entry %u has no extent", i);
     if (state == MP_SPILLED && e->extent) fault(c, "entry %u is SPILLED but owns an extent", i);
-    if (!mp_is_dead(state) && !any_bit(e->holders) && !e->tokens && !e->names)
+    if (!mp_is_dead(state) && !any_bit(e->holders) && !e->tokens && !e->names && !e->edges_in)
         fault(c, "entry %u is unreachable and not freed", i);
     if (segment >= segments_backed(m)) fault(c, "entry %u points to segment %u, which does not exist", i, segment);
     else if (segment && atomic_load(&m->segments[segment].state) == MP_SEGMENT_FREE)
@@ -213,6 +216,30 @@ static void check_records(check *c) {
         fault(c, "%llu names, but the objects count %llu", (unsigned long long)names, (unsigned long long)counted_names);
 }
 
+/* Every edge in use is reachable from a container, and counted at its target. */
+static void check_edges(check *c) {
+    mp_member *m = c->m;
+    uint32_t high = backed(&m->header->pool_edges, m->geometry.edges);
+    uint64_t reachable = 0, counted = 0;
+    for (uint32_t i = 1; i < entries_backed(m); i++) {
+        mp_entry *e = &m->entries[i];
+        if (mp_state_of(atomic_load(&e->control)) == MP_FREE) continue;
+        counted += e->edges_in;
+        for (uint32_t index = e->edges_out; index != 0; index = m->edges[index].next) {
+            if (index >= high || ++reachable >= high) {
+                fault(c, "the contained refs of entry %u form no list", i);
+                return;
+            }
+            if (!live_target(m, m->edges[index].target, m->edges[index].birth))
+                fault(c, "entry %u contains a ref that leads nowhere", i);
+        }
+    }
+    uint64_t used = atomic_load(&m->header->pool_edges.used) - 1;
+    if (counted != reachable || used != reachable)
+        fault(c, "%llu contained refs, but the objects count %llu and the pool %llu", (unsigned long long)reachable,
+              (unsigned long long)counted, (unsigned long long)used);
+}
+
 static void check_segments(check *c) {
     mp_member *m = c->m;
     uint64_t disk = 0, placed = 0, live = 0;
@@ -250,6 +277,7 @@ uint32_t mp_check(mp_member *m, mp_fault *report, void *context) {
         check_bits(&c, i);
     }
     check_records(&c);
+    check_edges(&c);
     check_segments(&c);
     c.faults += mp_arena_check(m, report, context);
     mp_unlock(m);

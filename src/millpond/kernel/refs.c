@@ -33,6 +33,7 @@ static void bury_unpinned(mp_member *m, uint32_t entry) {
     }
     mp_bury(m, entry);
     mp_unlock(m);
+    mp_undertake(m);
 }
 
 void mp_unpin(mp_member *m, uint32_t entry, uint64_t unit) {
@@ -184,6 +185,7 @@ uint32_t mp_drain(mp_member *m) {
         mp_drop_later(m, entry);
         left++;
     }
+    mp_undertake(m);
     return left;
 }
 
@@ -199,6 +201,7 @@ void mp_drop_all(mp_member *m) {
         pthread_mutex_unlock(&m->refs_mutex);
     }
     atomic_store(&m->deferred, 0);
+    mp_undertake(m);
 }
 
 /* --- hand-offs --- */
@@ -264,6 +267,7 @@ mp_code mp_token_load(mp_member *m, uint32_t token, uint64_t nonce, uint32_t ent
         mp_unlock(m);
     }
     pthread_mutex_unlock(&m->refs_mutex);
+    mp_undertake(m);
     return code;
 }
 
@@ -271,6 +275,7 @@ void mp_token_cancel(mp_member *m, uint32_t token, uint64_t nonce) {
     if (mp_lock(m, -1) != MP_OK) return;
     if (token_is(m, token, nonce)) token_free(m, token);
     mp_unlock(m);
+    mp_undertake(m);
 }
 
 uint32_t mp_token_expire(mp_member *m, uint64_t now) {
@@ -287,5 +292,6 @@ uint32_t mp_token_expire(mp_member *m, uint64_t now) {
         }
         mp_unlock(m);
     }
+    mp_undertake(m);
     return lapsed;
 }

@@ -23,6 +23,7 @@ static void region_sizes(const mp_geometry *g, uint64_t size[MP_REGIONS]) {
     size[MP_REGION_NAME_BUCKETS] = MP_NAME_BUCKETS * sizeof(uint32_t);
     size[MP_REGION_ENTRIES] = (uint64_t)g->entries * sizeof(mp_entry);
     size[MP_REGION_TOKENS] = (uint64_t)g->tokens * sizeof(mp_token);
+    size[MP_REGION_EDGES] = (uint64_t)g->edges * sizeof(mp_edge);
     size[MP_REGION_NAMES] = (uint64_t)g->names * sizeof(mp_name);
     size[MP_REGION_SEGMENTS] = (uint64_t)g->segments * sizeof(mp_segment);
     size[MP_REGION_SPANS] = (uint64_t)g->spans * sizeof(mp_span);
@@ -37,6 +38,7 @@ void mp_geometry_plan(mp_geometry *g, uint64_t arena_bytes, uint32_t entries, ui
     g->arena_bytes = (uint64_t)g->blocks * MP_BLOCK;
     g->entries = entries;
     g->tokens = tokens;
+    g->edges = 4 * entries;
     g->names = names;
     g->segments = segments;
     g->spans = 2 * entries + g->blocks + 64; /* every extent or slab may have a free run beside it */
@@ -96,8 +98,9 @@ static void fill_header(mp_header *h, const mp_geometry *g, const mp_creation *c
     atomic_store(&h->handoff_ns, c->handoff_ns);
     h->next_birth = 1;
     h->next_segment_id = 1;
-    mp_pool *pools[] = {&h->pool_entries, &h->pool_tokens, &h->pool_names, &h->pool_segments, &h->pool_spans};
-    for (int i = 0; i < 5; i++) { /* item 0 of every pool means "none" */
+    mp_pool *pools[] = {&h->pool_entries, &h->pool_tokens,   &h->pool_edges,
+                        &h->pool_names,   &h->pool_segments, &h->pool_spans};
+    for (int i = 0; i < 6; i++) { /* item 0 of every pool means "none" */
         pools[i]->fresh = 1;
         atomic_store(&pools[i]->high, 1);
         atomic_store(&pools[i]->used, 1);
@@ -159,6 +162,7 @@ static void point_regions(mp_member *m, uint8_t *base) {
     m->buckets = (uint32_t *)(base + at[MP_REGION_NAME_BUCKETS]);
     m->entries = (mp_entry *)(base + at[MP_REGION_ENTRIES]);
     m->tokens = (mp_token *)(base + at[MP_REGION_TOKENS]);
+    m->edges = (mp_edge *)(base + at[MP_REGION_EDGES]);
     m->names = (mp_name *)(base + at[MP_REGION_NAMES]);
     m->segments = (mp_segment *)(base + at[MP_REGION_SEGMENTS]);
     m->spans = (mp_span *)(base + at[MP_REGION_SPANS]);
@@ -248,6 +252,8 @@ static shape shape_of(mp_member *m, mp_pool *pool) {
         return (shape){(uint8_t *)m->entries, sizeof(mp_entry), offsetof(mp_entry, next), g->entries, "objects"};
     if (pool == &h->pool_tokens)
         return (shape){(uint8_t *)m->tokens, sizeof(mp_token), offsetof(mp_token, next), g->tokens, "hand-offs"};
+    if (pool == &h->pool_edges)
+        return (shape){(uint8_t *)m->edges, sizeof(mp_edge), offsetof(mp_edge, next), g->edges, "contained refs"};
     if (pool == &h->pool_names)
         return (shape){(uint8_t *)m->names, sizeof(mp_name), offsetof(mp_name, next), g->names, "names"};
     if (pool == &h->pool_segments)
