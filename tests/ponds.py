@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import millpond
-from workers import Worker, wait_until
+from workers import Worker, inherited, wait_until
 
 
 def residue(store: millpond.Store) -> dict[str, Any]:
@@ -66,6 +66,7 @@ class Pond:
 
     def close(self) -> None:
         """Closes all without asking what is left."""
+        inherited.clear()
         for worker in self._workers:
             with suppress(ProcessLookupError):
                 worker.kill()
@@ -75,6 +76,7 @@ class Pond:
     def close_empty(self) -> None:
         """Ends the workers, asserts that nothing is left in the stores, closes them."""
         self.end_workers()
+        inherited.clear()
         for store in self._stores:
             if not store.closed:
                 for info in store.objects():

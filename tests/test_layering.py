@@ -19,7 +19,6 @@ SOURCE = Path(__file__).parents[1] / "src" / "millpond"
 RANKS = {
     "errors": 0,
     "units": 0,
-    "packing": 0,
     "kernel": 1,
     "hot": 2,
     "spill": 3,

@@ -22,7 +22,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millpond.errors import SerializationError
-from millpond.packing import inside_put, level
 from millpond.store import culprit, serialize
 from millpond.store.serialize import INBAND_MAX, copy_private, dumps, loads
 
@@ -54,18 +53,6 @@ class Slotted:
     def __init__(self, lock: Any) -> None:
         self.name = "s"
         self.lock = lock
-
-
-class Ref:
-    """Behaves as ObjectRef does: takes a hand-off, except inside put, where it refuses."""
-
-    handoffs = 0
-
-    def __reduce__(self) -> Any:
-        if inside_put():
-            raise SerializationError("a ref inside a stored value")
-        Ref.handoffs += 1
-        return (Ref, ())
 
 
 # --- round trips ---
@@ -437,7 +424,6 @@ def test_what_is_not_the_values_fault_passes_through(kind: type[BaseException]) 
 
     with pytest.raises(kind):
         dumps([Interrupted()])
-    assert not inside_put()
 
 
 def test_interrupts_during_the_search_pass_through() -> None:
@@ -502,47 +488,3 @@ def test_a_frozen_value_that_cannot_be_rebuilt() -> None:
 
 
 # --- refs ---
-
-
-def test_a_contained_ref_is_refused_by_path_and_takes_no_handoff() -> None:
-    Ref.handoffs = 0
-    message = refused({"a": [np.zeros(1000), Ref()]})
-    assert message == "value['a'][1]: a ref inside a stored value"
-    assert Ref.handoffs == 0
-    pickle.dumps(Ref())
-    assert Ref.handoffs == 1
-
-
-def test_a_put_inside_a_reduction_leaves_the_outer_level() -> None:
-    levels: list[bool] = []
-
-    class Nested:
-        def __reduce__(self) -> Any:
-            dumps({"inner": 1})
-            levels.append(inside_put())
-            return (int, ())
-
-    dumps([Nested(), Nested()])
-    assert levels and all(levels)
-    assert not inside_put()
-
-
-def test_packing_is_known_per_thread() -> None:
-    seen: list[bool] = []
-
-    class Elsewhere:
-        def __reduce__(self) -> Any:
-            thread = threading.Thread(target=lambda: seen.append(inside_put()))
-            thread.start()
-            thread.join()
-            seen.append(inside_put())
-            return (int, ())
-
-    dumps(Elsewhere())
-    assert seen[:2] == [False, True]
-
-
-@pytest.fixture(autouse=True)
-def no_level_is_left() -> Any:
-    yield
-    assert level.depth == 0

@@ -6,13 +6,17 @@ import pickle
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from millpond.cli.main import main
+from millpond.cli.stress import command
 from millpond.cli.stress.books import Books
+from millpond.cli.stress.director import Director
 from millpond.cli.stress.hand import Command, Hand
 from millpond.cli.stress.values import SIZE_MAX, Values, difference
 from millpond.cli.watch import Watch
@@ -169,3 +173,36 @@ def test_watch_raises_what_stats_raised() -> None:
     store = SimpleNamespace(memory_limit=100, stats=lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError), Watch(store) as watch:  # type: ignore[arg-type]
         watch._thread.join(10)
+
+
+SMALL_RUN = ("stress", "--memory", "1MiB", "--data", "1MiB", "--spill-dir")
+
+
+def test_a_violation_is_the_verdict(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Director, "run", lambda self, _: self.violations.append("of [this] kind"))
+    assert main([*SMALL_RUN, str(tmp_path)]) == 1
+    assert "violation: of [this] kind" in capsys.readouterr().out
+
+
+def test_what_is_left_is_a_violation(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept: list[Any] = []
+    monkeypatch.setattr(Director, "run", lambda self, _: kept.append(self._store.put(np.zeros(4 << 20))))
+    monkeypatch.setattr(command, "HANDOFF_S", 0.1)
+    monkeypatch.setattr(command, "MARGIN_S", 0.1)
+    assert main([*SMALL_RUN, str(tmp_path)]) == 1
+    report = capsys.readouterr().out
+    assert "objects is 1 after everything was dropped" in report
+    assert ".seg is still there" in report
+    assert "left by close()" not in report
+
+
+def test_a_sound_run_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Director, "run", lambda self, _: None)
+    assert main([*SMALL_RUN, str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "sound"

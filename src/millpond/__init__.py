@@ -14,9 +14,9 @@ from millpond.errors import (
     StoreCorruptedError,
     StoreFullError,
 )
-from millpond.hot import Draft, ObjectRef
-from millpond.store.info import ObjectInfo, Stats
-from millpond.store.store import Store, connect
+from millpond.hot import Draft, ObjectRef, weak_pickling
+from millpond.store.info import Holders, ObjectInfo, Stats
+from millpond.store.store import Store, connect, load_ref
 
 __version__ = "0.1.0"
 
@@ -24,6 +24,7 @@ __all__ = [
     "AttachError",
     "Draft",
     "GetTimeoutError",
+    "Holders",
     "MillpondError",
     "ObjectDeletedError",
     "ObjectInfo",
@@ -40,4 +41,6 @@ __all__ = [
     "StoreFullError",
     "__version__",
     "connect",
+    "load_ref",
+    "weak_pickling",
 ]

@@ -46,7 +46,7 @@ cdef class Core(Member):
     cdef ObjectRef put_pickled(self, value, timeout):
         if type(value) is ObjectRef:
             raise TypeError("put(ref) would store the ref, not its value: wrap it in a list if that is meant")
-        cdef Encoded encoded = encode_pickle(value)
+        cdef Encoded encoded = encode_pickle(self, value)
         ref = self._put_encoded(encoded)
         return self._put_slow(encoded, MP_NO_ROOM, timeout) if ref is None else ref
 
@@ -70,11 +70,29 @@ cdef class Core(Member):
         cdef ObjectRef ref = make_ref(self, entry, birth)
         try:
             encoded.write(self.m.arena_write + offset)
+            self._contain(ref, encoded)
         except BaseException:
             mp_abort(&self.m, entry, birth)
             raise
         self.seal(ref)
         return ref
+
+    def _contain(self, ObjectRef ref, Encoded encoded):
+        """The draft keeps the refs alive that its value contains."""
+        cdef Py_ssize_t i, n = 0 if encoded.refs is None else len(encoded.refs)
+        if n == 0:
+            return
+        cdef cnp.ndarray entries = np.empty(n, np.uint32), births = np.empty(n, np.uint64)
+        cdef uint32_t *e = <uint32_t *>cnp.PyArray_DATA(entries)
+        cdef uint64_t *b = <uint64_t *>cnp.PyArray_DATA(births)
+        cdef mp_code code
+        for i in range(n):
+            e[i] = (<ObjectRef>encoded.refs[i]).entry
+            b[i] = (<ObjectRef>encoded.refs[i]).birth
+        with nogil:
+            code = mp_contain(&self.m, ref.entry, ref.birth, e, b, <uint32_t>n)
+        if code != MP_OK:
+            raise self.failure(code, "a contained ref")
 
     def _draft_bare(self, uint64_t size):
         """A draft without memory, for a value that goes straight to disk: its ref."""
@@ -170,7 +188,7 @@ cdef class Core(Member):
             raise damaged(size)
         p = self.m.arena_read + offset
         memcpy(&head, p, HEAD)
-        if head.kind == KIND_PICKLE and head.buffers == 0 and size <= INBAND_COPY_MAX and head.inband <= size - HEAD:
+        if head.kind == KIND_PICKLE and head.buffers == 0 and head.order == 0 and size <= INBAND_COPY_MAX and head.inband <= size - HEAD:
             inband = PyBytes_FromStringAndSize(<char *>p + HEAD, head.inband)
             mp_unpin(&self.m, ref.entry, MP_ONE_VIEW)
             return _copy_private(inband, []) if copy else _loads(inband, ())

@@ -1,7 +1,8 @@
 # The stored value: a 16-byte head, what the kind needs, then the bytes.
 #   head   u8 kind, u8 ndim, u8 order, u8 type number, u32 buffers, u64 in-band bytes
 #   array  i64 shape[ndim]; data from the next multiple of 64
-#   pickle {u64 offset, u64 length} for each buffer, the in-band bytes; buffers at multiples of 64
+#   pickle {u64 offset, u64 length} for each buffer, the in-band bytes; buffers at multiples of 64;
+#          order 1: the value contains refs
 #   buffer data from byte 64; the in-band field holds its length
 # Everything read back is checked against the size of the object: the arena is shared memory.
 
@@ -55,7 +56,7 @@ cdef class Encoded:
     cdef bytes prefix
     cdef list buffers
     cdef list offsets
-    cdef object array  # a non-contiguous array that is copied element by element
+    cdef list refs     # that the value contains, or None
 
     cdef void write(self, uint8_t *target) except *:
         """Copies the value into `size` bytes of arena; gaps are zeroed."""
@@ -93,17 +94,32 @@ cdef uint64_t copy_buffer(uint8_t *target, object buffer) except? 0:
     return n
 
 
-cdef Encoded encode_pickle(object value):
+cdef tuple pack(Core core, object value):
+    """(in-band bytes, buffers, contained refs or None)."""
+    global packing_now
+    cdef mp_packing packing
+    cdef mp_packing *outer = packing_now
+    packing.core = <PyObject *>core
+    packing.refs = NULL
+    packing_now = &packing
+    try:
+        inband, buffers = _dumps(value)
+        return inband, buffers, <object>packing.refs if packing.refs != NULL else None
+    finally:
+        packing_now = outer
+        Py_XDECREF(packing.refs)
+
+
+cdef Encoded encode_pickle(Core core, object value):
     cdef Encoded e = Encoded.__new__(Encoded)
     cdef Head head
     cdef uint64_t at, n
     cdef bytes inband
-    pickled = _dumps(value)
-    inband = pickled[0]
-    e.buffers = pickled[1]
+    inband, e.buffers, e.refs = pack(core, value)
     e.offsets = []
     memset(&head, 0, sizeof(head))
     head.kind = KIND_PICKLE
+    head.order = e.refs is not None
     head.buffers = len(e.buffers)
     head.inband = PyBytes_GET_SIZE(inband)
     at = HEAD + 16 * <uint64_t>head.buffers + head.inband

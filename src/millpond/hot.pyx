@@ -11,11 +11,11 @@ Not here: files, policy, waiting (store/), the spill loops' decisions (spill/).
 import os
 import pickle
 import struct
+import weakref
 
 import numpy as np
 
 from millpond import errors
-from millpond.packing import inside_put
 
 cimport cython
 cimport numpy as cnp
@@ -26,7 +26,7 @@ from cpython.buffer cimport (
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_INCREF
+from cpython.ref cimport Py_INCREF, Py_XDECREF
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset, strlen
@@ -45,6 +45,22 @@ cdef extern from "stdatomic.h" nogil:
     bint atomic_swap_if "__atomic_compare_exchange_n"(uint32_t *, uint32_t *, uint32_t, bint, int, int)
     int ACQ_REL "__ATOMIC_ACQ_REL"
     int ACQUIRE "__ATOMIC_ACQUIRE"
+
+cdef extern from *:
+    """
+    /* What the pickling of this thread is for, innermost first: a ref asks it. */
+    typedef struct mp_packing {
+        PyObject *core; /* the store that the value is put into */
+        PyObject *refs; /* list of the refs that were found, or NULL */
+    } mp_packing;
+    static __thread mp_packing *packing_now;
+    static __thread int weak_depth;
+    """
+    ctypedef struct mp_packing:
+        PyObject *core
+        PyObject *refs
+    mp_packing *packing_now
+    int weak_depth
 
 cdef extern from "unistd.h" nogil:
     ssize_t pread(int fd, void *buffer, size_t count, int64_t offset)

@@ -93,6 +93,8 @@ cdef extern from "kernel.h" nogil:
         uint64_t recoveries
         uint64_t disk_bytes
         uint32_t dead_segments
+        uint32_t doomed
+        uint32_t gc_epoch
         uint32_t unburied
         uint64_t committed_blocks
         uint64_t free_pages
@@ -102,6 +104,7 @@ cdef extern from "kernel.h" nogil:
         uint64_t restored_objects
         mp_pool pool_entries
         mp_pool pool_tokens
+        mp_pool pool_edges
         mp_pool pool_names
         mp_pool pool_segments
         mp_pool pool_spans
@@ -131,6 +134,7 @@ cdef extern from "kernel.h" nogil:
         uint64_t stamp
         uint32_t step
         uint32_t owner
+        uint32_t name
         uint64_t holders[4]
         uint64_t pins[4]
         mp_place place
@@ -237,6 +241,11 @@ cdef extern from "kernel.h" nogil:
     mp_code mp_lose(mp_member *m, uint32_t entry, uint64_t birth)
     mp_code mp_drop_place(mp_member *m, uint32_t entry, uint64_t birth)
     void mp_wait(mp_member *m, uint32_t entry, uint64_t birth, int64_t slice_ns)
+
+    mp_code mp_contain(mp_member *m, uint32_t entry, uint64_t birth, const uint32_t *targets, const uint64_t *births,
+                       uint32_t count)
+    void mp_undertake(mp_member *m)
+    uint32_t mp_containers(mp_member *m, uint32_t target, uint32_t *found, uint32_t count)
 
     mp_code mp_name_set(mp_member *m, const char *text, uint32_t length, uint32_t entry, uint64_t birth, bint replace)
     mp_code mp_name_hold(mp_member *m, const char *text, uint32_t length, uint32_t *entry, uint64_t *birth)

@@ -135,6 +135,7 @@ cdef class Member:
         self.on_finish = on_finish
         self.uses = 1
         self.attached = True
+        _cores[self.uuid] = self
 
     def __dealloc__(self):
         if self.attached:
@@ -149,6 +150,13 @@ cdef class Member:
             mp_drop_all(&self.m)
         self.release_use()
         return True
+
+    cdef void undertake(self) noexcept:
+        """Frees what dead containers held, which may be much, without the GIL."""
+        atomic_add(&self.uses, 1, ACQ_REL)
+        with nogil:
+            mp_undertake(&self.m)
+        self.release_use()
 
     cdef int enter(self) except -1:
         """Begins an operation: the mappings stay until `release_use`, though the store may be closed."""
@@ -322,10 +330,40 @@ cdef class Member:
             chunks.append(rows[:n])
         return np.concatenate(chunks)
 
+    def _ask_for_gc(self):
+        """Would like every member to collect Python's garbage: cycles may hold refs and views."""
+        self.m.header.gc_epoch += 1
+
+    def _gc_epoch(self):
+        return self.m.header.gc_epoch
+
+    def _containers(self, ObjectRef ref):
+        """[(entry, birth)] of the values that contain a ref to this object, at most 1000. Holds the store's
+        mutex while it looks through all contained refs."""
+        cdef uint32_t found[1000]
+        cdef uint32_t n, entry = ref.entry
+        with nogil:
+            n = mp_containers(&self.m, entry, found, 1000)
+        return [(found[i], self.m.entries[found[i]].control >> 8) for i in range(n)]
+
+    def _tokens(self, ObjectRef ref):
+        """[(pid of the issuer, issued ns, expiry ns, deliveries)] of the hand-offs of an object."""
+        cdef uint32_t i
+        cdef mp_token *t
+        found = []
+        for i in range(1, self.m.header.pool_tokens.high):
+            t = &self.m.tokens[i]
+            if t.nonce and t.entry == ref.entry and t.birth == ref.birth:
+                found.append((t.issuer_pid, t.issued, t.expiry, t.deliveries))
+        return found
+
     def _name_text(self, uint32_t index):
         if index == 0 or index >= self.m.header.pool_names.high or self.m.names[index].target == 0:
             return None
         return PyBytes_FromStringAndSize(self.m.names[index].text, self.m.names[index].length).decode("utf-8", "replace")
+
+    def _name_of(self, ObjectRef ref):
+        return self.m.entries[ref.entry].name
 
     def _members(self):
         """[(slot, pid, command)] of the members, orphans of fork included."""

@@ -23,6 +23,8 @@ cdef class ObjectRef:
         if core is None or self.entry == 0 or core.m.state != MP_MEMBER_OPEN:
             return
         if mp_drop(&core.m, self.entry, 50000) != MP_BUSY:
+            if core.m.header.doomed: # it contained refs
+                core.undertake()
             return
         atomic_add(&core.uses, 1, ACQ_REL)
         with nogil:
@@ -71,12 +73,32 @@ cdef class ObjectRef:
         return hold_ref(self.home(), self.entry, self.birth)
 
     def __reduce__(self):
-        if inside_put():
-            raise errors.SerializationError(
-                "a ref inside a stored value is not supported: store the values themselves, or send the refs "
-                "beside the value (a ref pickles by itself)"
-            )
-        return _load_ref, (self.home()._hand_off(self),)
+        cdef Core home = self.home()
+        if packing_now != NULL:
+            return self.contained(<Core>packing_now.core)
+        return _load_ref, (home._hand_off(self, 0 if weak_depth else 1),)
+
+    cdef object contained(self, Core container):
+        """Pickled inside a value: the container will keep the object alive, so no hand-off is taken."""
+        if self.core.uuid != container.uuid:
+            raise TypeError("a ref of another store inside a value cannot be kept alive: put its value instead")
+        if packing_now.refs == NULL:
+            refs = []
+            Py_INCREF(refs)
+            packing_now.refs = <PyObject *>refs
+        (<list>packing_now.refs).append(self)
+        return load_contained, (self.core.uuid, self.entry, self.birth)
+
+    def export(self, *, deliveries=1, timeout=None):
+        """Bytes for `millpond.load_ref`: a hand-off for broadcast, files and slow queues.
+
+        deliveries: how many loads it is good for; each takes one, in any process. timeout: seconds until
+        it lapses; None: the store's `handoff_timeout`. Raises ValueError, StoreClosedError, StoreFullError.
+        """
+        return self.home()._hand_off(self, deliveries, timeout)
+
+    def __dask_tokenize__(self):
+        return "millpond", self.id
 
     @property
     def _key(self):
@@ -94,6 +116,33 @@ def set_ref_loader(loader):
     """Installs the function that a pickled ref calls with its bytes."""
     global _load_ref
     _load_ref = loader
+
+
+_cores = weakref.WeakValueDictionary()
+
+
+def load_contained(bytes uuid, uint32_t entry, uint64_t birth):
+    """A ref out of a value that was read from the store with that uuid. For pickles only."""
+    core = _cores.get(uuid)
+    if core is None:
+        raise errors.StoreClosedError(f"the value's refs belong to the store {uuid.hex()}, which is not open here")
+    return hold_ref(<Core?>core, entry, birth)
+
+
+@cython.final
+cdef class weak_pickling:
+    """A context in which pickled refs take no hand-off: for hashing and logging, where nobody loads them.
+
+    Such a pickle loads as long as somebody else keeps the object alive. Per thread, may be nested.
+    """
+
+    def __enter__(self):
+        global weak_depth
+        weak_depth += 1
+
+    def __exit__(self, *exc_info):
+        global weak_depth
+        weak_depth -= 1
 
 
 cdef ObjectRef make_ref(Core core, uint32_t entry, uint64_t birth):
@@ -156,6 +205,7 @@ cdef class PrivateCopy:
     cdef object memory
     cdef const uint8_t *data
     cdef uint64_t size
+    cdef uint64_t owner  # the slot word of the member that counts it: not of a forked child
     cdef object __weakref__
 
     def __init__(self, Core core not None, memory):
@@ -163,11 +213,12 @@ cdef class PrivateCopy:
         self.data = address_of(memory)
         self.size = memoryview(memory).nbytes
         self.memory = memory
+        self.owner = core.m.slot_word
         self.core = core
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
         PyBuffer_FillInfo(buffer, self, <void *>self.data, self.size, 1, flags)
 
     def __dealloc__(self):
-        if self.core is not None and self.core.m.state == MP_MEMBER_OPEN:
+        if self.core is not None and self.core.m.state == MP_MEMBER_OPEN and self.core.m.slot_word == self.owner:
             self.core._overflow(-<int64_t>self.size)

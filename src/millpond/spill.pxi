@@ -247,7 +247,7 @@ cdef class Batch:
         if first < 0 or stop > self.count:
             raise IndexError(f"items [{first}, {stop}) of a batch of {self.count}")
         if self.owner != self.core.m.slot_word:
-            raise errors.StoreClosedError("this batch belongs to the process that made it, not to its forked child")
+            raise errors.StoreClosedError("this batch belongs to the process that made it, not to a forked child")
         with nogil:
             for i in range(first, stop):
                 if not self.claims[i].open:

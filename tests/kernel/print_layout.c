@@ -137,7 +137,7 @@ int main(void) {
     FIELD(mp_header, event);
     FIELD(mp_header, waiters);
     FIELD(mp_header, mutex_slot);
-    FIELD(mp_header, reserved0);
+    FIELD(mp_header, gc_epoch);
     FIELD(mp_header, mutex);
     FIELD(mp_header, next_birth);
     FIELD(mp_header, next_segment_id);

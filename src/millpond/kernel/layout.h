@@ -225,7 +225,7 @@ typedef struct mp_header {
     _Atomic uint32_t event;   /* bumped before every wake */
     _Atomic uint32_t waiters;
     _Atomic uint32_t mutex_slot; /* who holds the mutex, for messages: slot + 1 */
-    uint32_t reserved0;
+    _Atomic uint32_t gc_epoch;   /* bumped when a member would like all to collect Python's garbage */
 
     _Alignas(64) pthread_mutex_t mutex;
 

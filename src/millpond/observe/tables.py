@@ -28,9 +28,12 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False)
 
 
-def plain_table(*columns: str, title: str | None = None, left: Sequence[str] = ()) -> Table:
-    """An empty table; columns are right-aligned but the first and those named in `left`."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+def plain_table(*columns: str, left: Sequence[str] = ()) -> Table:
+    """An empty table; columns are right-aligned but the first and those named in `left`.
+
+    Without a single name there is no header.
+    """
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(columns))
     for index, column in enumerate(columns):
         justify = "left" if index == 0 or column in left else "right"
         table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]

@@ -224,7 +224,7 @@ class Directories:
             try:
                 self.check_room(directory, nbytes)
             except OSError as error:
-                tried[directory] = error
+                tried[directory] = error.with_traceback(None)  # frames in it would hold each other, and views
             else:
                 return directory
         return None

@@ -133,7 +133,7 @@ class Segments:
                 raise
             except OSError as error:
                 self.directories.note_failure(directory)
-                tried[directory] = error
+                tried[directory] = error.with_traceback(None)
                 continue
             try:
                 return segment, attempt(segment)
@@ -200,7 +200,7 @@ class Segments:
         return header
 
     def _give_up(self, segment: Segment, error: OSError, tried: dict[int, OSError]) -> None:
-        tried[segment.directory] = error
+        tried[segment.directory] = error.with_traceback(None)
         self.directories.note_failure(segment.directory)
         self.finish(segment)
 

@@ -79,7 +79,7 @@ class SpillWriter:
                 except SpillError as refused:
                     if not work.objects:
                         raise
-                    error = refused
+                    error = refused.with_traceback(None)  # this very frame is in it
         finally:
             batch.cancel()
         return SpillReport(work.objects, work.bytes_written, work.bytes_evicted, error)

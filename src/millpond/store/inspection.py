@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from millpond import hot
-from millpond.store.info import ObjectInfo, ObjectState, Stats
+from millpond.hot import ObjectRef
+from millpond.refcount.handoff import boottime_ns
+from millpond.store.info import Holders, Holding, InTransit, ObjectInfo, ObjectState, Stats
 
 if TYPE_CHECKING:
     from millpond.store.store import Store
@@ -66,9 +68,30 @@ def objects(store: Store) -> list[ObjectInfo]:
     return [_info(store, row, state) for row in store._survey() if (state := _state_of(row)) is not None]
 
 
+def holders(store: Store, ref: ObjectRef) -> Holders:
+    """See `Store.refs`."""
+    members = {slot: Holding(pid, command) for slot, pid, command in store._members()}
+    holding, pinning = store._member_bits(ref)
+    now = boottime_ns()
+    return Holders(
+        members=tuple(members[slot] for slot in holding if slot in members),
+        pins=tuple(members[slot] for slot in pinning if slot in members),
+        containers=tuple(_id(store, *key) for key in store._containers(ref)),
+        handoffs=tuple(
+            InTransit(pid, (now - issued) / 1e9, (expiry - now) / 1e9 if expiry else None, deliveries)
+            for pid, issued, expiry, deliveries in store._tokens(ref)
+        ),
+        name=store._name_text(store._name_of(ref)),
+    )
+
+
+def _id(store: Store, entry: int, birth: int) -> str:
+    return f"{store.uuid.hex()}-{entry:x}-{birth:x}"
+
+
 def _info(store: Store, row: np.void, state: ObjectState) -> ObjectInfo:
     return ObjectInfo(
-        id=f"{store.uuid.hex()}-{row['entry']:x}-{row['birth']:x}",
+        id=_id(store, int(row["entry"]), int(row["birth"])),
         size=int(row["size"]),
         state=state,
         age_s=float(row["age_s"]),

@@ -1,15 +1,17 @@
 """The helper thread: what must happen even when nobody calls.
 
 Once a second: reap dead members, let hand-offs lapse, do put-off decrements, unlink files that no object
-needs. All of it is idempotent and also done on slow paths, so two helpers or none are harmless.
+needs, collect Python's garbage if a member that is short of memory has asked for it. All of it is idempotent and also done on slow paths, so two helpers or none are harmless.
 Invariants: at most one thread per member; it stops before a fork and comes back after it.
 """
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import threading
+import time
 import weakref
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from millpond.store.store import Store
 
 INTERVAL_S = 1.0
+GC_INTERVAL_S = 10.0
 
 log = logging.getLogger("millpond")
 
@@ -29,6 +32,7 @@ class Janitor:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._wake = threading.Event()
+        self._epoch, self._collected = store._gc_epoch(), 0.0
         _janitors.add(self)
 
     def start(self) -> None:
@@ -52,6 +56,13 @@ class Janitor:
             thread.join()
         return True
 
+    def _collect_garbage(self, store: Store) -> None:
+        """Cycles of Python objects may hold refs and views. Seldom: looking for them is slow."""
+        epoch, now = store._gc_epoch(), time.monotonic()
+        if epoch != self._epoch and now - self._collected > GC_INTERVAL_S:
+            self._epoch, self._collected = epoch, now
+            gc.collect()
+
     def _run(self) -> None:
         while not self._wake.wait(INTERVAL_S):
             store = self._store()
@@ -59,6 +70,7 @@ class Janitor:
                 return
             try:
                 store._tidy()
+                self._collect_garbage(store)
             except Exception:
                 if not store.closed:
                     log.exception("background work of a store failed; it is tried again in a second")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from millpond.store.room import Room
 
 SLICE_S = 0.05
+RETRY_S = 0.005
 STALLED_S = 0.25
 GIVE_UP_S = 5.0
 MAP_MIN = 8 << 20
@@ -52,13 +53,19 @@ class Deadline:
         return self._end is not None and time.monotonic() >= self._end
 
 
-class _Restorer:
-    """Watches whether the member that restores an object makes progress."""
+class _Watch:
+    """How one get fares: whether the member that restores the object moves, how long room is refused."""
 
     def __init__(self, core: Core, ref: ObjectRef) -> None:
         self._core, self._ref = core, ref
         self._seen: tuple[int, int] | None = None
         self._since = time.monotonic()
+        self._refused = 0.0
+
+    def refused_for(self) -> float:
+        """Seconds since a read found no room for the first time; 0 then."""
+        self._refused = self._refused or time.monotonic()
+        return time.monotonic() - self._refused
 
     def stalled_for(self) -> float:
         """Seconds since its last step."""
@@ -83,7 +90,7 @@ class Restore:
 
     def get(self, ref: ObjectRef, deadline: Deadline, copy: bool) -> Any:
         """The value of `ref`, as `Store.get` promises it."""
-        watch = _Restorer(self._core, ref)
+        watch = _Watch(self._core, ref)
         while True:
             code, value = self._core._read(ref, copy)
             if code == Code.OK:
@@ -99,12 +106,15 @@ class Restore:
             self._sleep(ref, code, deadline)
 
     def _sleep(self, ref: ObjectRef, code: int, deadline: Deadline) -> None:
-        if deadline.passed and code in (Code.DRAFT, Code.RESTORING):
+        if deadline.passed and deadline.timeout is not None:
             what = "sealed" if code == Code.DRAFT else "restored"
             raise GetTimeoutError(f"object {ref.id} was not {what} within {deadline.timeout} s")
-        self._core._wait(ref, deadline.slice())
+        if code == Code.SPILLED:  # refused for want of room: nobody will wake us
+            self._core._wait_event(self._core._event(), min(RETRY_S, deadline.slice()))
+        else:
+            self._core._wait(ref, deadline.slice())
 
-    def _restore(self, ref: ObjectRef, copy: bool, watch: _Restorer) -> tuple[bool, Any]:
+    def _restore(self, ref: ObjectRef, copy: bool, watch: _Watch) -> tuple[bool, Any]:
         """(True, value), or (False, None) when the state has changed and must be looked at again."""
         code, place, size = self._core._place(ref)
         if code not in (Code.SPILLED, Code.RESTORING):
@@ -114,11 +124,13 @@ class Restore:
                 raise SpillError(f"object {ref.id} is on disk, but this process has no spill directory")
             if code == Code.RESTORING:
                 return self._past_stalled(ref, place, size, copy, watch)
-            return self._into_memory(ref, place, size, copy)
+            return self._into_memory(ref, place, size, copy, watch)
         finally:
             self._core._unpin(ref)
 
-    def _into_memory(self, ref: ObjectRef, place: Place, size: int, copy: bool) -> tuple[bool, Any]:
+    def _into_memory(
+        self, ref: ObjectRef, place: Place, size: int, copy: bool, watch: _Watch
+    ) -> tuple[bool, Any]:
         while True:
             code, target = self._core._restore_begin(ref)
             if code == Code.OK:
@@ -128,7 +140,21 @@ class Restore:
             if code not in (Code.NO_ROOM, Code.NO_COMMIT):
                 return False, None
             if not self._try_room(size):
+                if self._core._state(ref) != Code.SPILLED:
+                    return False, None  # what took the room was somebody else's restore of this very object
                 return True, self._private(ref, place, size, copy)
+
+    def _past_pinned(
+        self, ref: ObjectRef, place: Place, size: int, copy: bool, watch: _Watch
+    ) -> tuple[bool, Any]:
+        """All memory is in use: read around it. Others' pins and copies may be gone in a moment, so a
+        refusal counts only after a while."""
+        try:
+            return True, self._private(ref, place, size, copy)
+        except StoreFullError:
+            if watch.refused_for() > GIVE_UP_S:
+                raise
+            return False, None
 
     def _try_room(self, size: int) -> bool:
         try:
@@ -153,7 +179,7 @@ class Restore:
             self._core._restore_end(ref, outcome)
 
     def _past_stalled(
-        self, ref: ObjectRef, place: Place, size: int, copy: bool, watch: _Restorer
+        self, ref: ObjectRef, place: Place, size: int, copy: bool, watch: _Watch
     ) -> tuple[bool, Any]:
         """Somebody else restores, but does not move: read around it if the budget allows."""
         try:
@@ -167,31 +193,39 @@ class Restore:
             return False, None
 
     def _private(self, ref: ObjectRef, place: Place, size: int, copy: bool) -> Any:
-        """The value from a private copy, or over a private map of the object's own file."""
+        """The value from a private copy, or over a private map of the object's own file.
+
+        Raises StoreFullError when neither can be: try again later.
+        """
         assert self._reader is not None
         entry, birth = ref._key
-        total = self._core._overflow(size)
         limit = self._core._totals()["overflow_limit"]
-        counted = size
-        try:
-            if total <= limit:
-                memory = self._lost_marks(ref, self._reader.read_private, place, entry, birth, size)
-                counted = 0
-                value = self._core._build_private(PrivateCopy(self._core, memory), copy)
-            elif size >= MAP_MIN and place[4] == 0:
-                memory = self._lost_marks(ref, self._reader.map_private, place, entry, birth, size)
-                value = self._core._build_private(memory, copy)
-            else:
+        total = self._core._overflow(size)
+        if total <= limit:
+            value = self._private_copy(ref, place, size, copy)
+        else:
+            self._core._overflow(-size)
+            if size < MAP_MIN or place[4] != 0:
                 raise StoreFullError(
-                    f"object {ref.id} of {format_bytes(size)} is on disk, everything in memory is pinned, "
-                    f"and private copies already take {format_bytes(total - size)} of overflow_limit "
-                    f"{format_bytes(limit)}: drop views, or raise memory_limit or overflow_limit"
+                    f"object {ref.id} of {format_bytes(size)} is on disk, everything in memory is pinned, and "
+                    f"private copies take {format_bytes(total - size)} of overflow_limit {format_bytes(limit)}: "
+                    "drop views, or raise memory_limit or overflow_limit"
                 )
-        finally:
-            if counted:
-                self._core._overflow(-counted)
+            memory = self._lost_marks(ref, self._reader.map_private, place, entry, birth, size)
+            value = self._core._build_private(memory, copy)
         self._core._count_restored(size)
         return value
+
+    def _private_copy(self, ref: ObjectRef, place: Place, size: int, copy: bool) -> Any:
+        """The bytes are counted already; the copy takes the count over, and gives it back when it goes."""
+        assert self._reader is not None
+        try:
+            memory = self._lost_marks(ref, self._reader.read_private, place, *ref._key, size)
+            counted = PrivateCopy(self._core, memory)
+        except BaseException:
+            self._core._overflow(-size)
+            raise
+        return self._core._build_private(counted, copy)
 
     def _lost_marks(self, ref: ObjectRef, read: Any, *arguments: Any) -> memoryview:
         try:

@@ -78,6 +78,7 @@ class Room:
         if now - self._collected < GC_INTERVAL_S:
             return False
         self._collected = now
+        self._core._ask_for_gc()
         return gc.collect() > 0
 
     def evict(self, nbytes: int) -> int:

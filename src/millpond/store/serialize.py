@@ -21,7 +21,6 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 
 from millpond.errors import MillpondError, SerializationError
-from millpond.packing import level
 from millpond.store.culprit import find_culprit
 
 __all__ = ["INBAND_MAX", "Pickled", "copy_private", "dumps", "loads"]
@@ -67,19 +66,15 @@ def dumps(value: Any) -> Pickled:
     and the like pass through.
     """
     buffers: list[memoryview] = []
-    level.depth += 1
     try:
-        try:
-            inband = pickle.dumps(value, PROTOCOL, buffer_callback=_out_of_band(buffers))
-            if _MAIN not in inband if len(inband) < _FRAME_TARGET else not _wants_care(inband):
-                return inband, buffers
-        except MemoryError:
-            raise
-        except Exception:
-            pass  # cloudpickle may know how, and else says why not
-        return _careful_or_refusal(value)
-    finally:
-        level.depth -= 1
+        inband = pickle.dumps(value, PROTOCOL, buffer_callback=_out_of_band(buffers))
+        if _MAIN not in inband if len(inband) < _FRAME_TARGET else not _wants_care(inband):
+            return inband, buffers
+    except MemoryError:
+        raise
+    except Exception:
+        pass  # cloudpickle may know how, and else says why not
+    return _careful_or_refusal(value)
 
 
 def loads(inband: bytes | memoryview, buffers: list[Any]) -> Any:

@@ -34,7 +34,7 @@ from millpond.spill.reader import SpillReader
 from millpond.spill.sweep import sweep_dead
 from millpond.spill.writer import SpillWriter
 from millpond.store import inspection, membership, peers, serialize
-from millpond.store.info import ObjectInfo, Stats
+from millpond.store.info import Holders, ObjectInfo, Stats
 from millpond.store.janitor import Janitor
 from millpond.store.options import CODECS_BY_NAME, Options, PathLike, parse_config
 from millpond.store.restore import Deadline, Restore
@@ -195,6 +195,7 @@ class Store(Core):
             raise self._room.full(encoded.size)
         ref = self._draft_bare(encoded.size)
         try:
+            self._contain(ref, encoded)
             with self._writer.write_through(encoded.parts(), encoded.size, *ref._key) as place:
                 self._settle(ref, place)
         except SpillError as error:
@@ -343,17 +344,22 @@ class Store(Core):
     def __bool__(self) -> bool:
         return True
 
-    def _hand_off(self, ref: ObjectRef) -> bytes:
-        """The bytes of a pickled ref: a hand-off that keeps the object alive in transit."""
+    def _hand_off(self, ref: ObjectRef, deliveries: int, timeout: float | None = None) -> bytes:
+        """The bytes of a pickled ref: a hand-off that keeps the object alive in transit.
+
+        deliveries: loads that it is good for; 0: it keeps nothing alive. timeout: seconds; None: the store's.
+        """
+        if not 0 <= deliveries < 1 << 32 or (timeout is not None and not timeout > 0):
+            raise ValueError(f"{deliveries} deliveries within {timeout} s: both must be positive")
+        entry, birth = ref._key
         with Using(self):
+            if deliveries == 0:
+                return handoff.pack(handoff.HandOff(self.uuid, entry, birth, 0, 0, 0, peers.boot_id()))
             self._janitor.start()
-            timeout: int = self._totals()["handoff_ns"]
-            expiry = handoff.boottime_ns() + timeout if timeout else 0
-            token, nonce = self._token_issue(ref, 1, expiry)
-            entry, birth = ref._key
-            return handoff.pack(
-                handoff.HandOff(self.uuid, entry, birth, token, nonce, expiry, peers.boot_id())
-            )
+            lasting = self._totals()["handoff_ns"] if timeout is None else int(timeout * 1e9)
+            expiry = handoff.boottime_ns() + lasting if lasting else 0
+            token, nonce = self._token_issue(ref, deliveries, expiry)
+        return handoff.pack(handoff.HandOff(self.uuid, entry, birth, token, nonce, expiry, peers.boot_id()))
 
     # --- spilling and inspection ---
 
@@ -377,6 +383,11 @@ class Store(Core):
         """Bytes and counts by place and state, and totals since creation. Scans the table."""
         with Using(self):
             return inspection.stats(self)
+
+    def refs(self, ref: ObjectRef) -> Holders:
+        """Who keeps an object alive, and who has it in use: members, pins, containers, hand-offs, name."""
+        with Using(self):
+            return inspection.holders(self, self._own(ref))
 
     def objects(self) -> Iterator[ObjectInfo]:
         """Every object, one ObjectInfo each."""
@@ -410,8 +421,8 @@ def connect(key: str | bytes, *, create: bool = False, **options: Any) -> Store:
         return store
 
 
-def load_handed_off(data: bytes) -> ObjectRef:
-    """The ref of a pickle: attaches to its store, takes one delivery of the hand-off.
+def load_ref(data: bytes) -> ObjectRef:
+    """The ref that was exported, or pickled: attaches to its store, takes one delivery of the hand-off.
 
     Raises ObjectNotFoundError when the object is gone (saying so if the hand-off lapsed), AttachError.
     """
@@ -432,4 +443,4 @@ def load_handed_off(data: bytes) -> ObjectRef:
     return ref
 
 
-hot.set_ref_loader(load_handed_off)
+hot.set_ref_loader(load_ref)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +24,7 @@ from millpond.cli.stress.values import SIZE_MAX
 from millpond.cli.watch import Watch
 from millpond.observe.tables import console, plain_table
 from millpond.observe.text import format_seconds
+from millpond.spill.directory import default_base, store_directory
 from millpond.store.info import Stats
 from millpond.units import format_bytes
 
@@ -48,7 +47,7 @@ def register(commands: Commands) -> None:
     parser.add_argument("--compression", default="none", choices=("none", "lz4"), help="codec (%(default)s)")
     parser.add_argument("--seed", type=int, help="seed of sizes, contents and choices (random)")
     parser.add_argument("--start-method", default="spawn", choices=("spawn", "fork"), help="(%(default)s)")
-    parser.add_argument("--spill-dir", type=Path, help="where to spill (a new directory below it)")
+    parser.add_argument("--spill-dir", type=Path, help="where to spill (a directory on a disk)")
     parser.set_defaults(run=run)
 
 
@@ -68,12 +67,7 @@ def run(args: argparse.Namespace) -> int:
         f"{format_bytes(plan.data)} through {format_bytes(plan.memory)}, {plan.processes} processes, "
         f"compression {args.compression}, seed {plan.seed}"
     )
-    parent = args.spill_dir or Path(os.environ.get("MILLPOND_SPILL_DIR", "/var/tmp"))
-    spill_dir = Path(tempfile.mkdtemp(prefix="millpond-stress-", dir=parent))
-    try:
-        violations = _run_in(spill_dir, args.compression, plan, out)
-    finally:
-        shutil.rmtree(spill_dir, ignore_errors=True)
+    violations = _run_in(args.spill_dir or default_base(), args.compression, plan, out)
     for text in violations:
         out.print("[red]violation:[/red]", escape(text))
     out.print("[green]sound[/green]" if not violations else f"[red]{len(violations)} violations[/red]")
@@ -91,13 +85,15 @@ def _run_in(spill_dir: Path, compression: str, plan: Plan, out: Console) -> list
     ) as store:
         director = Director(store, plan)
         started = time.monotonic()
+        spilled = store_directory(spill_dir, store.uuid)
         with Watch(store) as watch:
             _with_progress(director, plan, out)
             wall = time.monotonic() - started
-            released = list(_left_in_store(store, spill_dir))
+            left = list(_left_in_store(store, spilled))
         _print_summary(director, store.stats(), watch, wall, out)
-        violations = [*director.violations, *([watch.fault] if watch.fault else []), *released]
-    return [*violations, *_left_after_close(Path(store.address), spill_dir)]
+        violations = [*director.violations, *([watch.fault] if watch.fault else []), *left]
+    violations += [f"{path} is left by close()" for path in (Path(store.address), spilled) if path.exists()]
+    return violations
 
 
 def _overflow_limit(compression: str, plan: Plan) -> int:
@@ -128,7 +124,7 @@ def _with_progress(director: Director, plan: Plan, out: Console) -> None:
         director.run(show)
 
 
-def _left_in_store(store: millpond.Store, spill_dir: Path) -> Iterator[str]:
+def _left_in_store(store: millpond.Store, spilled: Path) -> Iterator[str]:
     """Every ref and view is gone: what is still there should not be."""
     _wait_until(lambda: store.stats().objects == 0, HANDOFF_S + MARGIN_S)
     _wait_until(lambda: store.stats().disk_bytes == 0, MARGIN_S)
@@ -142,8 +138,8 @@ def _left_in_store(store: millpond.Store, spill_dir: Path) -> Iterator[str]:
         yield f"{stats.committed_bytes - stats.warm_bytes} committed bytes are in use by no object"
     if stats.members != 1:
         yield f"{stats.members} members are left, of which only one lives"
-    for path in _files(spill_dir):
-        yield f"{path} is left behind"
+    for path in spilled.glob("*"):
+        yield f"{path} is still there after everything was dropped"
     yield from store.check()
 
 
@@ -151,16 +147,6 @@ def _wait_until(condition: Callable[[], bool], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.05)
-
-
-def _left_after_close(registered: Path, spill_dir: Path) -> list[str]:
-    # A directory of the user's own may stay below the one that was named; the store's may not.
-    left = [*spill_dir.glob("*/*"), *([registered] if registered.exists() else [])]
-    return [f"{path} is left behind by close()" for path in left]
-
-
-def _files(directory: Path) -> list[Path]:
-    return [path for path in directory.rglob("*.seg") if path.is_file()]
 
 
 def _print_summary(director: Director, stats: Stats, watch: Watch, wall: float, out: Console) -> None:
