@@ -108,8 +108,10 @@ def test_a_put_inside_a_put(store: millpond.Store) -> None:
 def test_a_ref_of_another_store(store: millpond.Store, tmp_path: Path) -> None:
     """It could not be kept alive, so it is refused with the reason."""
     with millpond.Store(memory_limit="4MiB", spill_limit=0) as other:
+        ref = other.put(1)
         with pytest.raises(TypeError, match="another store"):
-            store.put([other.put(1)])
+            store.put([ref])
+        del ref
 
 
 def test_straight_to_disk(store: millpond.Store) -> None:

@@ -108,10 +108,12 @@ void mp_undertake(mp_member *m) {
 }
 
 mp_code mp_edges_rebuild(mp_member *m) {
-    uint32_t high = edges_backed(m), entries = atomic_load(&m->header->pool_entries.high);
+    uint32_t entries = atomic_load(&m->header->pool_entries.high);
     if (entries > m->geometry.entries) entries = m->geometry.entries;
     atomic_store(&m->header->doomed, 0);
     mp_pool_reset(&m->header->pool_edges);
+    uint32_t high = m->header->pool_edges.fresh; /* as recovery.c has it: high may rise meanwhile */
+    if (high > m->geometry.edges) high = m->geometry.edges;
     for (uint32_t i = 1; i < high; i++) m->edges[i].birth &= ~MP_EDGE_MARK;
     for (uint32_t i = 1; i < entries; i++) {
         if (mp_state_of(atomic_load(&m->entries[i].control)) == MP_FREE) continue;

@@ -12,10 +12,9 @@
 #include "failpoint.h"
 #include "kernel.h"
 
-static uint32_t backed(mp_pool *pool, uint32_t capacity) {
-    uint32_t high = atomic_load(&pool->high);
-    return high < capacity ? high : capacity;
-}
+/* Items of a pool that may be in use. Not those up to high: others raise it without the mutex, and an item
+ * that turns up during a rebuild would be given to the free list and be fresh as well. */
+static uint32_t backed(mp_pool *pool, uint32_t capacity) { return pool->fresh < capacity ? pool->fresh : capacity; }
 static uint32_t entries_backed(mp_member *m) { return backed(&m->header->pool_entries, m->geometry.entries); }
 static uint32_t tokens_backed(mp_member *m) { return backed(&m->header->pool_tokens, m->geometry.tokens); }
 static uint32_t names_backed(mp_member *m) { return backed(&m->header->pool_names, m->geometry.names); }

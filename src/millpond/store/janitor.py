@@ -1,7 +1,8 @@
 """The helper thread: what must happen even when nobody calls.
 
 Once a second: reap dead members, let hand-offs lapse, do put-off decrements, unlink files that no object
-needs, collect Python's garbage if a member that is short of memory has asked for it. All of it is idempotent and also done on slow paths, so two helpers or none are harmless.
+needs, collect Python's garbage if a member that is short of memory has asked for it. All of it is
+idempotent and also done on slow paths, so two helpers or none are harmless.
 Invariants: at most one thread per member; it stops before a fork and comes back after it.
 """
 

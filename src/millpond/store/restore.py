@@ -207,9 +207,9 @@ class Restore:
             self._core._overflow(-size)
             if size < MAP_MIN or place[4] != 0:
                 raise StoreFullError(
-                    f"object {ref.id} of {format_bytes(size)} is on disk, everything in memory is pinned, and "
-                    f"private copies take {format_bytes(total - size)} of overflow_limit {format_bytes(limit)}: "
-                    "drop views, or raise memory_limit or overflow_limit"
+                    f"object {ref.id} of {format_bytes(size)} is on disk, everything in memory is pinned, "
+                    f"and private copies take {format_bytes(total - size)} of overflow_limit "
+                    f"{format_bytes(limit)}: drop views, or raise memory_limit or overflow_limit"
                 )
             memory = self._lost_marks(ref, self._reader.map_private, place, entry, birth, size)
             value = self._core._build_private(memory, copy)
