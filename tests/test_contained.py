@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -195,3 +197,20 @@ def test_weak_pickling_keeps_nothing_alive(store: millpond.Store) -> None:
     del ref
     with pytest.raises(millpond.ObjectNotFoundError):
         pickle.loads(data)
+
+
+def test_the_line_that_created_an_object(tmp_path: Path) -> None:
+    """Noted when MILLPOND_SITES is set, also of puts that went through a helper of ours."""
+    program = (
+        "import millpond, numpy as np\n"
+        "with millpond.Store('4MiB', spill_limit=0) as store:\n"
+        "    a = store.put(1)\n"
+        "    b = store.create(10, 'f8')\n"
+        "    print([info.site for info in store.objects()])\n"
+    )
+    path = tmp_path / "program.py"
+    path.write_text(program)
+    for switch, expected in (("1", [f"{path}:3"[-55:], f"{path}:4"[-55:]]), ("", [None, None])):
+        environment = {**os.environ, "MILLPOND_DIR": str(tmp_path / "registry"), "MILLPOND_SITES": switch}
+        done = subprocess.run([sys.executable, path], env=environment, capture_output=True, text=True)
+        assert done.stdout.strip() == str(expected), done.stderr

@@ -34,7 +34,7 @@ cdef class Core(Member):
             code = mp_draft(&self.m, size, &entry, &birth, &offset)
         if code != MP_OK:
             return self._put_slow(encode_array(value), code, timeout)
-        cdef ObjectRef ref = make_ref(self, entry, birth)
+        cdef ObjectRef ref = born_ref(self, entry, birth)
         try:
             write_array(self.m.arena_write + offset, value, &head, start)
         except BaseException:
@@ -67,7 +67,7 @@ cdef class Core(Member):
             return None
         if code != MP_OK:
             raise self.failure(code, "a new object")
-        cdef ObjectRef ref = make_ref(self, entry, birth)
+        cdef ObjectRef ref = born_ref(self, entry, birth)
         try:
             encoded.write(self.m.arena_write + offset)
             self._contain(ref, encoded)
@@ -103,7 +103,7 @@ cdef class Core(Member):
             code = mp_draft_bare(&self.m, size, &entry, &birth)
         if code != MP_OK:
             raise self.failure(code, "a new object")
-        return make_ref(self, entry, birth)
+        return born_ref(self, entry, birth)
 
     def _settle(self, ObjectRef ref, place):
         """The record of a bare draft is whole on disk: place is a spill.record.Place: (offset, length, checksum, segment, codec)."""
@@ -151,7 +151,7 @@ cdef class Core(Member):
         mp_pin(&self.m, entry, MP_ONE_OP)
         atomic_add(&self.uses, 1, ACQ_REL)
         cdef Draft draft = Draft.__new__(Draft)
-        draft.core, draft.ref, draft.owner = self, make_ref(self, entry, birth), self.m.slot_word
+        draft.core, draft.ref, draft.owner = self, born_ref(self, entry, birth), self.m.slot_word
         draft.data, draft.nbytes, draft.shape, draft.dtype = target + start, nbytes, shape, dtype
         draft.pinned = True
         return draft

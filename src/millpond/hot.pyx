@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: language_level=3, boundscheck=False, cdivision=True, initializedcheck=False
 """The Cython face of the kernel, and the hot path: refs, views, get and put without an interpreted step.
 
 Invariants: a View is one pin and lives as long as anything built over its bytes; an ObjectRef is
@@ -11,6 +11,7 @@ Not here: files, policy, waiting (store/), the spill loops' decisions (spill/).
 import os
 import pickle
 import struct
+import sys
 import weakref
 
 import numpy as np

@@ -138,6 +138,9 @@ cdef extern from "kernel.h" nogil:
         uint64_t holders[4]
         uint64_t pins[4]
         mp_place place
+    ctypedef struct mp_site:
+        uint64_t birth
+        char text[56]
     ctypedef struct mp_local:
         uint32_t refs
         uint64_t pins
@@ -147,6 +150,7 @@ cdef extern from "kernel.h" nogil:
         mp_entry *entries
         mp_token *tokens
         mp_name *names
+        mp_site *sites
         uint8_t *arena_write
         uint8_t *arena_read
         mp_geometry geometry
@@ -217,7 +221,7 @@ cdef extern from "kernel.h" nogil:
     mp_code mp_hold(mp_member *m, uint32_t entry, uint64_t birth)
     mp_code mp_drop(mp_member *m, uint32_t entry, int64_t timeout_ns)
     void mp_drop_later(mp_member *m, uint32_t entry)
-    uint32_t mp_drain(mp_member *m)
+    uint32_t mp_drain(mp_member *m, int64_t timeout_ns)
     void mp_drop_all(mp_member *m)
     mp_code mp_token_issue(mp_member *m, uint32_t entry, uint64_t birth, uint32_t deliveries, uint64_t expiry,
                            uint64_t nonce, uint32_t *token)
@@ -264,7 +268,7 @@ cdef extern from "kernel.h" nogil:
     void mp_set_limits(mp_member *m, const uint64_t *memory, const uint64_t *spill, const uint64_t *overflow)
     uint32_t mp_check(mp_member *m, mp_fault_ptr report, void *context)
     uint32_t mp_candidates(mp_member *m, uint32_t *cursor, mp_candidate *rows, uint32_t count)
-    uint32_t mp_objects(mp_member *m, uint32_t *cursor, mp_object *rows, uint32_t count)
+    mp_code mp_objects(mp_member *m, uint32_t *cursor, mp_object *rows, uint32_t count, uint32_t *found)
     void mp_fork_prepare(mp_member *m)
     void mp_fork_parent(mp_member *m)
     void mp_fork_child(mp_member *m)

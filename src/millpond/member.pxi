@@ -152,10 +152,10 @@ cdef class Member:
         return True
 
     cdef void undertake(self) noexcept:
-        """Frees what dead containers held, which may be much, without the GIL."""
+        """Drops what was put off and frees what dead containers held, which may be much, without the GIL."""
         atomic_add(&self.uses, 1, ACQ_REL)
         with nogil:
-            mp_undertake(&self.m)
+            mp_drain(&self.m, 50000)
         self.release_use()
 
     cdef int enter(self) except -1:
@@ -312,7 +312,7 @@ cdef class Member:
         with nogil:
             n = mp_reap_dead(&self.m)
             mp_token_expire(&self.m, boottime())
-            mp_drain(&self.m)
+            mp_drain(&self.m, -1)
         return n
 
     def _survey(self):
@@ -320,13 +320,16 @@ cdef class Member:
         cdef uint32_t cursor = 0, n = 1, room = 4096
         cdef cnp.ndarray rows
         cdef mp_object *p
+        cdef mp_code code
         self.ensure_open()
         chunks = []
         while n:
             rows = np.empty(room, OBJECT)
             p = <mp_object *>cnp.PyArray_DATA(rows)
             with nogil:
-                n = mp_objects(&self.m, &cursor, p, room)
+                code = mp_objects(&self.m, &cursor, p, room, &n)
+            if code != MP_OK:
+                raise self.failure(code, "the table")
             chunks.append(rows[:n])
         return np.concatenate(chunks)
 
@@ -361,6 +364,12 @@ cdef class Member:
         if index == 0 or index >= self.m.header.pool_names.high or self.m.names[index].target == 0:
             return None
         return PyBytes_FromStringAndSize(self.m.names[index].text, self.m.names[index].length).decode("utf-8", "replace")
+
+    def _site_text(self, uint32_t entry, uint64_t birth):
+        """`file:line` that created an object, or None if that was not noted."""
+        if self.m.sites[entry].birth != birth:
+            return None
+        return (<bytes>self.m.sites[entry].text).decode("utf-8", "replace")
 
     def _name_of(self, ObjectRef ref):
         return self.m.entries[ref.entry].name

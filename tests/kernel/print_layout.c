@@ -99,6 +99,9 @@ int main(void) {
     FIELD(mp_span, bin_prev);
     FIELD(mp_span, used);
     FIELD(mp_span, reserved);
+    STRUCT(mp_site);
+    FIELD(mp_site, birth);
+    FIELD(mp_site, text);
     STRUCT(mp_geometry);
     FIELD(mp_geometry, arena_bytes);
     FIELD(mp_geometry, entries);

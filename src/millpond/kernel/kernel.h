@@ -63,6 +63,7 @@ typedef struct mp_member {
     mp_span *spans;
     _Atomic uint16_t *commit;
     mp_slab *slabs;
+    mp_site *sites;
     uint8_t *arena_write, *arena_read; /* two mappings of the arena */
     mp_geometry geometry;              /* the private, validated copy */
     const mp_system *system;
@@ -156,7 +157,7 @@ mp_code mp_view(mp_member *m, uint32_t entry, uint64_t birth, uint64_t *offset, 
 mp_code mp_hold(mp_member *m, uint32_t entry, uint64_t birth); /* a first or further local ref */
 mp_code mp_drop(mp_member *m, uint32_t entry, int64_t timeout_ns); /* MP_BUSY: nothing was done. Then mp_undertake */
 void mp_drop_later(mp_member *m, uint32_t entry); /* puts the decrement off: the count stays 1 */
-uint32_t mp_drain(mp_member *m);                  /* does the put-off decrements; returns those left */
+uint32_t mp_drain(mp_member *m, int64_t timeout_ns); /* does the put-off decrements; returns those left */
 void mp_drop_all(mp_member *m);                   /* close: every local ref at once */
 
 mp_code mp_token_issue(mp_member *m, uint32_t entry, uint64_t birth, uint32_t deliveries, uint64_t expiry,
@@ -272,7 +273,7 @@ typedef struct mp_object {
     uint32_t holders, pins;
     uint8_t state, clean, pad[6];
 } mp_object;
-uint32_t mp_objects(mp_member *m, uint32_t *cursor, mp_object *rows, uint32_t count);
+mp_code mp_objects(mp_member *m, uint32_t *cursor, mp_object *rows, uint32_t count, uint32_t *found);
 
 /* --- fork.c: called by pthread_atfork handlers, for each member of the process --- */
 void mp_fork_prepare(mp_member *m);

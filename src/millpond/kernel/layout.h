@@ -169,6 +169,13 @@ typedef struct mp_span {
     uint32_t reserved;
 } mp_span;
 
+/* Which line created an object, if its process was told to note that: beside the entry of the
+ * same index, valid if the birth is the same. */
+typedef struct mp_site {
+    _Atomic uint64_t birth; /* written last */
+    char text[56];
+} mp_site;
+
 enum mp_region {
     MP_REGION_HEADER,
     MP_REGION_SLOTS,
@@ -181,6 +188,7 @@ enum mp_region {
     MP_REGION_SPANS,
     MP_REGION_COMMIT,
     MP_REGION_SLABS,
+    MP_REGION_SITES,
     MP_REGIONS,
 };
 
@@ -262,6 +270,7 @@ _Static_assert(offsetof(mp_entry, place) == 128, "the disk place shares no line 
 _Static_assert(sizeof(mp_slot) == 128, "slot");
 _Static_assert(sizeof(mp_token) == 64, "token");
 _Static_assert(sizeof(mp_edge) == 16, "edge");
+_Static_assert(sizeof(mp_site) == 64, "site");
 _Static_assert(sizeof(mp_name) == 256, "name");
 _Static_assert(sizeof(mp_segment) == 64, "segment");
 _Static_assert(sizeof(mp_slab) == 160, "slab");

@@ -225,9 +225,10 @@ uint32_t mp_reap_dead(mp_member *m) {
     uint32_t reaped = 0;
     uint64_t word;
     if (mp_guard_slot(m) != MP_OK) return 0;
-    for (uint32_t slot = 0; slot < MP_SLOTS; slot++)
-        if (slot != m->slot && mp_slot_dead(m, slot, &word) && mp_reap(m, slot, word) == MP_OK) reaped++;
-    bury_rest(m);
+    mp_code code = MP_OK; /* behind a stopped holder one wait is enough */
+    for (uint32_t slot = 0; slot < MP_SLOTS && code != MP_BUSY; slot++)
+        if (slot != m->slot && mp_slot_dead(m, slot, &word) && (code = mp_reap(m, slot, word)) == MP_OK) reaped++;
+    if (code != MP_BUSY) bury_rest(m);
     mp_undertake(m);
     return reaped;
 }

@@ -143,13 +143,25 @@ static void let_go(mp_member *m, uint32_t entry) {
     mp_collect(m, entry);
 }
 
+/* Whoever has refs_mutex may be waiting for the store's: a caller in a hurry waits long for neither. */
+static bool lock_refs(mp_member *m, int64_t timeout_ns) {
+    if (timeout_ns < 0) return pthread_mutex_lock(&m->refs_mutex) == 0;
+    if (pthread_mutex_trylock(&m->refs_mutex) == 0) return true;
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    int64_t ns = until.tv_nsec + timeout_ns;
+    until.tv_sec += ns / 1000000000;
+    until.tv_nsec = ns % 1000000000;
+    return pthread_mutex_clocklock(&m->refs_mutex, CLOCK_MONOTONIC, &until) == 0;
+}
+
 mp_code mp_drop(mp_member *m, uint32_t entry, int64_t timeout_ns) {
     _Atomic uint32_t *refs = &m->locals[entry].refs;
     uint32_t count = atomic_load(refs);
     while (count > 1)
         if (atomic_compare_exchange_weak(refs, &count, count - 1)) return MP_OK;
     mp_code code = MP_OK;
-    pthread_mutex_lock(&m->refs_mutex);
+    if (!lock_refs(m, timeout_ns)) return MP_BUSY;
     count = atomic_load(refs);
     while (count > 1 && !atomic_compare_exchange_weak(refs, &count, count - 1)) continue;
     if (count == 1 && (code = mp_lock(m, timeout_ns)) == MP_OK) {
@@ -173,7 +185,7 @@ void mp_drop_later(mp_member *m, uint32_t entry) {
     pthread_mutex_unlock(&m->refs_mutex);
 }
 
-uint32_t mp_drain(mp_member *m) {
+uint32_t mp_drain(mp_member *m, int64_t timeout_ns) {
     uint32_t left = 0;
     pthread_mutex_lock(&m->refs_mutex);
     uint32_t head = atomic_exchange(&m->deferred, 0);
@@ -181,21 +193,34 @@ uint32_t mp_drain(mp_member *m) {
     while (head != 0) {
         uint32_t entry = head - 1;
         head = m->locals[entry].deferred;
-        if (mp_drop(m, entry, -1) == MP_OK) continue;
+        if (mp_drop(m, entry, timeout_ns) == MP_OK) continue;
         mp_drop_later(m, entry);
+        timeout_ns = 0; /* behind a stopped holder one wait is enough */
         left++;
     }
     mp_undertake(m);
     return left;
 }
 
+/* Our own draft will not be sealed any more. One without a pin is being filled by a put of another thread:
+ * its memory must not go to anybody else before our slot does. Both mutexes held. */
+static void let_all_go(mp_member *m, uint32_t entry) {
+    mp_entry *e = &m->entries[entry];
+    uint64_t control = atomic_load(&e->control);
+    bool draft = mp_state_of(control) == MP_DRAFT && e->owner == m->slot;
+    if (draft && atomic_load(&m->locals[entry].pins) == 0) return;
+    if (draft) mp_leave(m, e, control, MP_ABANDONED);
+    if (atomic_exchange(&m->locals[entry].refs, 0) != 0) let_go(m, entry);
+}
+
 void mp_drop_all(mp_member *m) {
     uint32_t high = atomic_load(&m->header->pool_entries.high);
-    for (uint32_t entry = 1; entry < high && entry < m->geometry.entries; entry++) {
+    mp_code code = MP_OK; /* what is left behind a stopped holder goes when our slot is reaped */
+    for (uint32_t entry = 1; code == MP_OK && entry < high && entry < m->geometry.entries; entry++) {
         if (atomic_load(&m->locals[entry].refs) == 0) continue;
         pthread_mutex_lock(&m->refs_mutex);
-        if (mp_lock(m, -1) == MP_OK) {
-            if (atomic_exchange(&m->locals[entry].refs, 0) != 0) let_go(m, entry);
+        if ((code = mp_lock(m, -1)) == MP_OK) {
+            let_all_go(m, entry);
             mp_unlock(m);
         }
         pthread_mutex_unlock(&m->refs_mutex);
@@ -247,7 +272,7 @@ mp_code mp_token_issue(mp_member *m, uint32_t entry, uint64_t birth, uint32_t de
 }
 
 static bool token_is(mp_member *m, uint32_t token, uint64_t nonce) {
-    return token != 0 && token < m->geometry.tokens && token < atomic_load(&m->header->pool_tokens.high) &&
+    return nonce != 0 && token != 0 && token < m->geometry.tokens && token < atomic_load(&m->header->pool_tokens.high) &&
            atomic_load(&m->tokens[token].nonce) == nonce;
 }
 

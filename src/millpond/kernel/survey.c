@@ -65,14 +65,17 @@ static mp_object describe(mp_member *m, uint32_t entry, uint64_t now, double rat
     };
 }
 
-uint32_t mp_objects(mp_member *m, uint32_t *cursor, mp_object *rows, uint32_t count) {
-    uint32_t n = 0, high = backed(m);
+mp_code mp_objects(mp_member *m, uint32_t *cursor, mp_object *rows, uint32_t count, uint32_t *found) {
+    uint32_t high = backed(m);
     uint64_t now = mp_ticks();
     double rate = seconds_per_tick(m, now);
+    *found = 0;
     if (*cursor == 0) *cursor = 1;
-    if (mp_lock(m, -1) != MP_OK) return 0;
-    for (; *cursor < high && n < count; ++*cursor)
-        if (mp_state_of(atomic_load(&m->entries[*cursor].control)) != MP_FREE) rows[n++] = describe(m, *cursor, now, rate);
+    mp_code code = mp_lock(m, -1);
+    if (code != MP_OK) return code;
+    for (; *cursor < high && *found < count; ++*cursor)
+        if (mp_state_of(atomic_load(&m->entries[*cursor].control)) != MP_FREE)
+            rows[(*found)++] = describe(m, *cursor, now, rate);
     mp_unlock(m);
-    return n;
+    return MP_OK;
 }

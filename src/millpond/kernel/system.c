@@ -112,7 +112,10 @@ static bool has_table_open(mp_member *m, uint32_t pid) {
 
 static bool process_alive(mp_member *m, uint32_t pid, uint64_t start_time) {
     char state = 0;
-    if (pid == 0 || read_start_time(pid, &state) != start_time) return false;
+    errno = 0;
+    uint64_t found = pid ? read_start_time(pid, &state) : 0;
+    if (found == 0 && errno != 0 && errno != ENOENT && errno != ESRCH) return true; /* cannot tell: assume that it lives */
+    if (found == 0 || found != start_time) return false;
     return state != 'Z' && state != 'X' && has_table_open(m, pid);
 }
 

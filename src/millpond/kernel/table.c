@@ -29,6 +29,7 @@ static void region_sizes(const mp_geometry *g, uint64_t size[MP_REGIONS]) {
     size[MP_REGION_SPANS] = (uint64_t)g->spans * sizeof(mp_span);
     size[MP_REGION_COMMIT] = (uint64_t)g->blocks * sizeof(uint16_t);
     size[MP_REGION_SLABS] = (uint64_t)g->blocks * sizeof(mp_slab);
+    size[MP_REGION_SITES] = (uint64_t)g->entries * sizeof(mp_site);
 }
 
 void mp_geometry_plan(mp_geometry *g, uint64_t arena_bytes, uint32_t entries, uint32_t tokens, uint32_t names,
@@ -168,6 +169,7 @@ static void point_regions(mp_member *m, uint8_t *base) {
     m->spans = (mp_span *)(base + at[MP_REGION_SPANS]);
     m->commit = (_Atomic uint16_t *)(base + at[MP_REGION_COMMIT]);
     m->slabs = (mp_slab *)(base + at[MP_REGION_SLABS]);
+    m->sites = (mp_site *)(base + at[MP_REGION_SITES]);
 }
 
 static mp_code init_private(mp_member *m) {

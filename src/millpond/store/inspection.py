@@ -99,7 +99,7 @@ def _info(store: Store, row: np.void, state: ObjectState) -> ObjectInfo:
         holders=int(row["holders"]),
         pins=int(row["pins"]),
         name=store._name_text(int(row["name"])),
-        site=None,
+        site=store._site_text(int(row["entry"]), int(row["birth"])),
     )
 
 

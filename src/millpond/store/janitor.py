@@ -37,8 +37,9 @@ class Janitor:
         _janitors.add(self)
 
     def start(self) -> None:
-        """Starts the thread if there is none. Cheap when there is."""
-        if self._thread is not None:
+        """Starts the thread if there is none and the store is open. Cheap when there is."""
+        store = self._store()
+        if self._thread is not None or store is None or store.closed:
             return
         with self._lock:
             if self._thread is None:
@@ -87,15 +88,17 @@ def _before_fork() -> None:
 
 
 def _after_fork_in_parent() -> None:
-    while _stopped:
-        _stopped.pop().start()
+    _stopped.clear()
+    for janitor in list(_janitors):  # the child is a member that may die unnoticed
+        janitor.start()
 
 
 def _after_fork_in_child() -> None:
     for janitor in list(_janitors):
         janitor._lock = threading.Lock()
         janitor._wake = threading.Event()
-    _after_fork_in_parent()
+    while _stopped:
+        _stopped.pop().start()
 
 
 os.register_at_fork(
