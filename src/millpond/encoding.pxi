@@ -13,6 +13,8 @@ cdef enum:
     HEAD = 16
     ALIGN = 64
     NOGIL_BYTES = 65536
+    INBAND_BYTES = 512
+    FRAME_MAX = 65536 # the pickler puts larger payloads outside of its frames
     INBAND_COPY_MAX = 16384 # a copy of so few bytes costs less than a view
 
 cdef struct Head:
@@ -23,15 +25,70 @@ cdef struct Head:
     uint32_t buffers
     uint64_t inband
 
-cdef object _loads = pickle.loads
-cdef object _dumps = None       # set by store.serialize: value -> (in-band, buffers)
+# Out of band, a buffer costs a descriptor and up to 63 bytes of alignment, and its value must stay
+# pinned as long as it lives. Below this size that is more than a sixth of the buffer, while copying
+# it twice takes less time than building one view; and a value without buffers needs no pin.
+INBAND_MAX = INBAND_BYTES
+
+cdef char *MAIN_NAME = b"\x8c\x08__main__" # how a pickle spells the running program's module
+cdef object _pickle = pickle.dumps
+cdef object _wants_care = None # of a long pickle; these four are store.serialize's
+cdef object _careful = None
+cdef object _loads = None
 cdef object _copy_private = None
 
 
-def set_serializer(dumps, loads, copy_private):
-    """Installs the functions that turn values into (in-band bytes, buffers) and back."""
-    global _dumps, _loads, _copy_private
-    _dumps, _loads, _copy_private = dumps, loads, copy_private
+def set_serializer(wants_care, careful, loads, copy_private):
+    """Installs what turns values into (in-band bytes, buffers) where plain pickle does not do, and back."""
+    global _wants_care, _careful, _loads, _copy_private
+    _wants_care, _careful, _loads, _copy_private = wants_care, careful, loads, copy_private
+
+
+@cython.final
+@cython.freelist(8)
+cdef class OutOfBand:
+    """A buffer_callback that collects buffers, and leaves small ones in the pickle."""
+
+    cdef list buffers
+
+    def __call__(self, buffer):
+        cdef object view = buffer.raw()
+        # A small read-only one would be loaded as immutable bytes, which get(copy=True) could not thaw.
+        if view.nbytes < INBAND_BYTES and not view.readonly:
+            return True
+        if self.buffers is None:
+            self.buffers = []
+        self.buffers.append(view)
+        return False
+
+    @property
+    def collected(self):
+        """The buffers so far: contiguous memoryviews of bytes."""
+        return [] if self.buffers is None else self.buffers
+
+
+def dumps(value):
+    """(in-band bytes, out-of-band buffers) of any picklable value.
+
+    Plain pickle 5 where it does; else store.serialize's careful way. The buffers are views of the value's
+    memory: copy them before the value changes. Raises SerializationError naming the part that cannot be
+    pickled; KeyboardInterrupt, MemoryError and the like pass through.
+    """
+    cdef OutOfBand out = OutOfBand.__new__(OutOfBand)
+    cdef bytes inband
+    try:
+        inband = _pickle(value, 5, buffer_callback=out)
+        if PyBytes_GET_SIZE(inband) < FRAME_MAX:
+            careful = memmem(PyBytes_AS_STRING(inband), PyBytes_GET_SIZE(inband), MAIN_NAME, 10) != NULL
+        else:
+            careful = _wants_care(inband)
+        if not careful:
+            return inband, out.collected
+    except MemoryError:
+        raise
+    except Exception:
+        pass # cloudpickle may know how, and else says why not
+    return _careful(value)
 
 
 cdef inline uint64_t align_up(uint64_t n) noexcept nogil:
@@ -103,7 +160,7 @@ cdef tuple pack(Core core, object value):
     packing.refs = NULL
     packing_now = &packing
     try:
-        inband, buffers = _dumps(value)
+        inband, buffers = dumps(value)
         return inband, buffers, <object>packing.refs if packing.refs != NULL else None
     finally:
         packing_now = outer
@@ -217,6 +274,7 @@ cdef object build(object owner, const uint8_t *p, uint64_t size, bint copy):
 
 cdef object build_array(object owner, const uint8_t *p, uint64_t size, Head *head, bint copy):
     cdef uint64_t start = align_up(HEAD + 8 * <uint64_t>head.ndim), items = 1, dimension
+    cdef bint empty = False
     cdef cnp.npy_intp dims[64]
     cdef cnp.ndarray a
     cdef int i
@@ -224,10 +282,12 @@ cdef object build_array(object owner, const uint8_t *p, uint64_t size, Head *hea
         raise damaged(size)
     memcpy(dims, p + HEAD, 8 * <size_t>head.ndim)
     for i in range(head.ndim):
+        empty = empty or dims[i] == 0 # then the others may be anything that numpy takes
+    for i in range(head.ndim):
         dimension = <uint64_t>dims[i]
-        if dimension > size or (dimension and items > size // dimension):
+        if dims[i] < 0 or (not empty and (dimension > size or items > size // dimension)):
             raise damaged(size)
-        items *= dimension
+        items = 0 if empty else items * dimension
     if items > size - start:
         raise damaged(size)
     a = cnp.PyArray_SimpleNewFromData(head.ndim, dims, head.typenum, <void *>(p + start))

@@ -13,6 +13,7 @@ STATES: dict[int, str]
 SMALL_MAX: int
 BLOCK: int
 NO_LIMIT: int
+INBAND_MAX: int
 
 class Code:
     OK: ClassVar[int]
@@ -28,10 +29,19 @@ class Code:
     SYSTEM: ClassVar[int]
 
 def set_serializer(
-    dumps: Callable[[Any], tuple[bytes, list[memoryview]]],
-    loads: Callable[[Any, list[Any]], Any],
+    wants_care: Callable[[bytes], bool],
+    careful: Callable[[Any], tuple[bytes, list[memoryview]]],
+    loads: Callable[[Any, Any], Any],
     copy_private: Callable[[Any, list[Any]], Any],
 ) -> None: ...
+def dumps(value: Any) -> tuple[bytes, list[memoryview]]: ...
+
+@final
+class OutOfBand:
+    def __call__(self, buffer: Any) -> bool: ...
+    @property
+    def collected(self) -> list[memoryview]: ...
+
 def set_ref_loader(loader: Callable[[bytes], ObjectRef]) -> None: ...
 def table_bytes(arena_bytes: int, entries: int, names: int, segments: int) -> tuple[int, int]: ...
 def create_table(

@@ -63,6 +63,9 @@ cdef extern from *:
     mp_packing *packing_now
     int weak_depth
 
+cdef extern from "<string.h>" nogil:
+    void *memmem(const void *, size_t, const void *, size_t)
+
 cdef extern from "unistd.h" nogil:
     ssize_t pread(int fd, void *buffer, size_t count, int64_t offset)
 

@@ -221,7 +221,8 @@ cdef extern from "kernel.h" nogil:
     mp_code mp_hold(mp_member *m, uint32_t entry, uint64_t birth)
     mp_code mp_drop(mp_member *m, uint32_t entry, int64_t timeout_ns)
     void mp_drop_later(mp_member *m, uint32_t entry)
-    uint32_t mp_drain(mp_member *m, int64_t timeout_ns)
+    uint32_t mp_drain(mp_member *m)
+    void mp_drain_quickly(mp_member *m)
     void mp_drop_all(mp_member *m)
     mp_code mp_token_issue(mp_member *m, uint32_t entry, uint64_t birth, uint32_t deliveries, uint64_t expiry,
                            uint64_t nonce, uint32_t *token)

@@ -113,6 +113,8 @@ cdef class Member:
     def _attach(self, int table_fd, int arena_fd, int lock_fd, int birth_fd, on_finish):
         """Maps the store and claims a slot. `on_finish()` runs once all is unmapped."""
         cdef char why[256]
+        if self.uuid is not None: # refs of the first one would lead into the second
+            raise TypeError("this store was opened before: make another one")
         cdef mp_code code = mp_map(&self.m, table_fd, arena_fd, lock_fd, birth_fd, why)
         if code != MP_OK:
             self.m.state = MP_MEMBER_CLOSED
@@ -155,7 +157,7 @@ cdef class Member:
         """Drops what was put off and frees what dead containers held, which may be much, without the GIL."""
         atomic_add(&self.uses, 1, ACQ_REL)
         with nogil:
-            mp_drain(&self.m, 50000)
+            mp_drain_quickly(&self.m)
         self.release_use()
 
     cdef int enter(self) except -1:
@@ -312,7 +314,7 @@ cdef class Member:
         with nogil:
             n = mp_reap_dead(&self.m)
             mp_token_expire(&self.m, boottime())
-            mp_drain(&self.m, -1)
+            mp_drain(&self.m)
         return n
 
     def _survey(self):

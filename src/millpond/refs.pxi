@@ -106,7 +106,7 @@ cdef class ObjectRef:
 
     @property
     def _store(self):
-        return self.core
+        return self.home()
 
 
 _load_ref = None

@@ -87,21 +87,25 @@ void mp_fork_parent(mp_member *m) {
     m->fork_fd = -1;
 }
 
-/* Views live on in the child; operations belonged to threads that it does not have. */
+/* Views live on in the child; operations belonged to threads that it does not have. A thread without the
+ * GIL may have added a view to an operation's pin after the bits were copied: a count needs its bit. */
 static void keep_views(mp_member *m) {
     for (uint32_t i = 1; i < entries_backed(m); i++) {
         uint64_t pins = atomic_load_explicit(&m->locals[i].pins, memory_order_relaxed);
-        if (pins >> 32) atomic_store_explicit(&m->locals[i].pins, pins & UINT32_MAX, memory_order_relaxed);
+        if (pins == 0) continue;
+        atomic_store_explicit(&m->locals[i].pins, pins & UINT32_MAX, memory_order_relaxed);
+        if ((uint32_t)pins) atomic_fetch_or(mp_pin_word(&m->entries[i], m->slot), mp_bit(m->slot));
     }
 }
 
 void mp_fork_child(mp_member *m) {
     pthread_mutex_init(&m->refs_mutex, NULL);
     pthread_mutex_init(&m->pins_mutex, NULL);
+    bool adopts = atomic_load(&m->state) != MP_MEMBER_CLOSED && atomic_load(&m->state) != MP_MEMBER_ORPHAN;
+    if (adopts) m->slot = m->fork_slot;
     keep_views(m);
-    if (atomic_load(&m->state) == MP_MEMBER_CLOSED || atomic_load(&m->state) == MP_MEMBER_ORPHAN) return;
+    if (!adopts) return;
     atomic_store(m->wipe, 1);
-    m->slot = m->fork_slot;
     if (m->slot == MP_SLOT_ORPHAN) {
         atomic_store(&m->state, MP_MEMBER_ORPHAN);
         return; /* fork_fd stays open: it is the orphan's life */

@@ -157,7 +157,8 @@ mp_code mp_view(mp_member *m, uint32_t entry, uint64_t birth, uint64_t *offset, 
 mp_code mp_hold(mp_member *m, uint32_t entry, uint64_t birth); /* a first or further local ref */
 mp_code mp_drop(mp_member *m, uint32_t entry, int64_t timeout_ns); /* MP_BUSY: nothing was done. Then mp_undertake */
 void mp_drop_later(mp_member *m, uint32_t entry); /* puts the decrement off: the count stays 1 */
-uint32_t mp_drain(mp_member *m, int64_t timeout_ns); /* does the put-off decrements; returns those left */
+uint32_t mp_drain(mp_member *m);                  /* does the put-off decrements; returns those left */
+void mp_drain_quickly(mp_member *m);              /* the same, without a long wait */
 void mp_drop_all(mp_member *m);                   /* close: every local ref at once */
 
 mp_code mp_token_issue(mp_member *m, uint32_t entry, uint64_t birth, uint32_t deliveries, uint64_t expiry,

@@ -58,7 +58,7 @@ static mp_code set_locked(mp_member *m, const char *text, uint32_t length, uint3
         uint32_t old = atomic_exchange(&m->names[index].target, entry);
         MP_FAILPOINT("name.replaced");
         count(m, entry, index);
-        uncount(m, old, 0);
+        uncount(m, old, old == entry ? 0 : index);
         return MP_OK;
     }
     index = mp_pool_take(m, &m->header->pool_names);

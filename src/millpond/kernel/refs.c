@@ -9,6 +9,8 @@
 #include "failpoint.h"
 #include "kernel.h"
 
+#define QUICK_NS 50000
+
 /* --- pins --- */
 
 void mp_pin(mp_member *m, uint32_t entry, uint64_t unit) {
@@ -185,7 +187,7 @@ void mp_drop_later(mp_member *m, uint32_t entry) {
     pthread_mutex_unlock(&m->refs_mutex);
 }
 
-uint32_t mp_drain(mp_member *m, int64_t timeout_ns) {
+static uint32_t drain(mp_member *m, int64_t timeout_ns) {
     uint32_t left = 0;
     pthread_mutex_lock(&m->refs_mutex);
     uint32_t head = atomic_exchange(&m->deferred, 0);
@@ -201,6 +203,9 @@ uint32_t mp_drain(mp_member *m, int64_t timeout_ns) {
     mp_undertake(m);
     return left;
 }
+
+uint32_t mp_drain(mp_member *m) { return drain(m, -1); }
+void mp_drain_quickly(mp_member *m) { drain(m, QUICK_NS); }
 
 /* Our own draft will not be sealed any more. One without a pin is being filled by a put of another thread:
  * its memory must not go to anybody else before our slot does. Both mutexes held. */

@@ -48,9 +48,15 @@ class Overlap(Generic[T]):
         return self._results.pop() if self._results else None
 
     def _wait(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        interrupt = None
+        while self._thread is not None:
+            try:
+                self._thread.join()
+                self._thread = None
+            except BaseException as error:  # Ctrl-C must not leave the call at work on memory that is used again
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
 
     def __enter__(self) -> Overlap[T]:
         return self

@@ -14,6 +14,7 @@ import os
 import threading
 import time
 import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Janitor:
 
     def __init__(self, store: Store) -> None:
         self._store = weakref.ref(store)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a destructor or a signal's handler may close the store anywhere
         self._thread: threading.Thread | None = None
         self._wake = threading.Event()
         self._epoch, self._collected = store._gc_epoch(), 0.0
@@ -44,8 +45,11 @@ class Janitor:
         with self._lock:
             if self._thread is None:
                 self._wake.clear()
-                self._thread = threading.Thread(target=self._run, name="millpond-janitor", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="millpond-janitor", daemon=True)
+                # no more threads, or the interpreter ends: slow paths do the work
+                with suppress(RuntimeError):
+                    thread.start()
+                    self._thread = thread
 
     def stop(self) -> bool:
         """Ends the thread and waits for it; whether there was one. Harmless in the thread itself."""
@@ -84,7 +88,9 @@ _stopped: list[Janitor] = []
 
 
 def _before_fork() -> None:
-    _stopped[:] = [janitor for janitor in list(_janitors) if janitor.stop()]
+    for janitor in list(_janitors):
+        if janitor.stop():
+            _stopped.append(janitor)  # while we wait for its end, another thread may fork as well
 
 
 def _after_fork_in_parent() -> None:
@@ -95,8 +101,11 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     for janitor in list(_janitors):
-        janitor._lock = threading.Lock()
+        janitor._lock = threading.RLock()
         janitor._wake = threading.Event()
+        if janitor._thread is not None:  # another thread has started it meanwhile, for the parent only
+            janitor._thread = None
+            _stopped.append(janitor)
     while _stopped:
         _stopped.pop().start()
 

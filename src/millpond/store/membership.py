@@ -116,7 +116,11 @@ def _enter(store: Store, files: registry.StoreFiles, table_fd: int, arena_fd: in
             registry.sweep(root)
 
     store._attach(table_fd, arena_fd, files.lock_fd, files.birth_fd, left)
-    _stores[files.uuid] = store
+
+
+def announce(store: Store) -> None:
+    """From here on `known` finds this store: it must be able to do everything."""
+    _stores[store.uuid] = store
 
 
 def known(key: str | bytes) -> Store | None:

@@ -9,7 +9,9 @@ Not here: who goes first (`millpond.eviction`), how it is written (`millpond.spi
 from __future__ import annotations
 
 import gc
+import os
 import time
+import weakref
 from collections.abc import Iterator
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -41,6 +43,7 @@ class Room:
         self._lock = RLock()
         self._ranking: Ranking | None = None
         self._collected = 0.0
+        _rooms.add(self)
 
     def make(self, size: int) -> bool:
         """One step towards a hole for `size` bytes; False when no step is left.
@@ -137,3 +140,15 @@ class Room:
             f"{format_bytes(int(pinned['size'].sum()))} are pinned; members: {members}. "
             f"Drop views or refs, raise memory_limit, or {step}"
         )
+
+
+_rooms: weakref.WeakSet[Room] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    """The lock may have been held by a thread that a forked child has not."""
+    for room in list(_rooms):
+        room._lock = RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -21,19 +21,15 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 
 from millpond.errors import MillpondError, SerializationError
+from millpond.hot import INBAND_MAX, OutOfBand, dumps
 from millpond.store.culprit import find_culprit
 
-__all__ = ["INBAND_MAX", "Pickled", "copy_private", "dumps", "loads"]
+__all__ = ["INBAND_MAX", "Pickled", "careful", "copy_private", "dumps", "loads", "wants_care"]
 
 Pickled: TypeAlias = tuple[bytes, list[memoryview]]
 """The in-band part and the buffers. A plain tuple: a class with names costs a fifth of a small put."""
 
 PROTOCOL = 5
-
-# Out of band, a buffer costs a descriptor and up to 63 bytes of alignment, and its value must stay
-# pinned as long as it lives. Below this size that is more than a sixth of the buffer, while copying
-# it twice takes less time than building one view; and a value without buffers needs no pin.
-INBAND_MAX = 512
 
 # How a pickle spells the name of the running program's module: its length, then its letters.
 _MAIN = b"\x8c\x08__main__"
@@ -51,30 +47,7 @@ _LENGTH_BYTES = {
     pickle.BINUNICODE8[0]: 8,
 }
 _BARE = frozenset(b"\x94(aeusbRt\x85\x86\x87]})N\x88\x89")
-_FRAME_TARGET = 64 << 10
 _READONLY = pickle.NEXT_BUFFER + pickle.READONLY_BUFFER
-
-
-def dumps(value: Any) -> Pickled:
-    """(in-band part, out-of-band buffers) of any picklable value.
-
-    Plain pickle where it does; cloudpickle where it cannot (lambdas, local functions and classes)
-    and where it would refer to the running program's own module, which no other program can load.
-    Large arrays that are not contiguous are made so, unless they are of a subclass. The buffers are
-    views of the value's memory: copy them before the value changes.
-    Raises SerializationError naming the part that cannot be pickled; KeyboardInterrupt, MemoryError
-    and the like pass through.
-    """
-    buffers: list[memoryview] = []
-    try:
-        inband = pickle.dumps(value, PROTOCOL, buffer_callback=_out_of_band(buffers))
-        if _MAIN not in inband if len(inband) < _FRAME_TARGET else not _wants_care(inband):
-            return inband, buffers
-    except MemoryError:
-        raise
-    except Exception:
-        pass  # cloudpickle may know how, and else says why not
-    return _careful_or_refusal(value)
 
 
 def loads(inband: bytes | memoryview, buffers: list[Any]) -> Any:
@@ -130,21 +103,12 @@ def _load_failure(error: Exception) -> SerializationError:
     )
 
 
-def _out_of_band(buffers: list[memoryview]) -> Any:
-    """A buffer_callback that collects buffers, and leaves small ones in the pickle."""
-
-    def keep_inband(buffer: pickle.PickleBuffer) -> bool:
-        view = buffer.raw()
-        # A small read-only one would be loaded as immutable bytes, which copy_private could not thaw.
-        if view.nbytes < INBAND_MAX and not view.readonly:
-            return True
-        buffers.append(view)
-        return False
-
-    return keep_inband
-
-
-def _careful_or_refusal(value: Any) -> Pickled:
+def careful(value: Any) -> Pickled:
+    """The same for what plain pickle cannot do, or not well: cloudpickle where it cannot (lambdas, local
+    functions and classes) and where it would refer to the running program's own module, which no other
+    program can load. Large arrays that are not contiguous are made so, unless they are of a subclass.
+    Raises SerializationError naming the part that cannot be pickled.
+    """
     try:
         return _careful(value)
     except MemoryError:
@@ -154,10 +118,10 @@ def _careful_or_refusal(value: Any) -> Pickled:
 
 
 def _careful(value: Any) -> Pickled:
-    buffers: list[memoryview] = []
+    out = OutOfBand()
     file = io.BytesIO()
-    _careful_pickler()(file, PROTOCOL, _out_of_band(buffers)).dump(value)
-    return file.getvalue(), buffers
+    _careful_pickler()(file, PROTOCOL, out).dump(value)
+    return file.getvalue(), out.collected
 
 
 @functools.cache
@@ -188,7 +152,7 @@ def rebuild_array(buffer: Any, dtype: Any, shape: tuple[int, ...], order: Any) -
     return np.frombuffer(buffer, dtype).reshape(shape, order=order)
 
 
-def _wants_care(inband: bytes) -> bool:
+def wants_care(inband: bytes) -> bool:
     """Whether a long plain pickle refers to the running program's module, or holds a large array in-band
     because it was not contiguous or of dates. An innocent value that looks like it only costs time."""
     numpy_seen = False

@@ -40,7 +40,9 @@ from millpond.store.options import CODECS_BY_NAME, Options, PathLike, parse_conf
 from millpond.store.restore import Deadline, Restore
 from millpond.store.room import Room
 
-hot.set_serializer(serialize.dumps, serialize.loads, serialize.copy_private)
+hot.set_serializer(
+    serialize.wants_care, serialize.careful, serialize.loads, serialize.copy_private
+)
 
 
 class Store(Core):
@@ -103,6 +105,7 @@ class Store(Core):
             self._room = Room(self, resolve(eviction), writer)
             self._restore = Restore(self, self._room, reader)
             self._janitor = Janitor(self)
+            membership.announce(self)
         except BaseException:
             self._leave()
             raise
