@@ -314,6 +314,20 @@ cdef class Core(Member):
                     freed += mp_extent_bytes(size)
         return freed
 
+    def _idle(self):
+        """Bytes that were committed and free all the time since this was last asked, by any member."""
+        cdef uint64_t idle
+        with nogil:
+            idle = mp_idle_bytes(&self.m)
+        return idle
+
+    def _set_codec(self, uint32_t number):
+        """For all members: how what is spilled from now on is compressed."""
+        self.m.header.codec = number
+
+    def _codec(self):
+        return self.m.header.codec
+
     def _set_limits(self, memory=None, spill=None, overflow=None):
         cdef uint64_t values[3]
         cdef int i
@@ -363,14 +377,19 @@ cdef class Core(Member):
 
     # --- hand-offs and names ---
 
-    def _token_issue(self, ObjectRef ref, uint32_t deliveries, uint64_t expiry):
-        """(token, nonce) of a hand-off that holds the object until `expiry` (CLOCK_BOOTTIME ns, 0: never)."""
+    def _token_issue(self, ObjectRef ref, uint32_t deliveries, uint64_t expiry, uint64_t family=0):
+        """(token, nonce) of a hand-off that holds the object until `expiry` (CLOCK_BOOTTIME ns, 0: never).
+
+        family: 48 random bits by which `_token_withdraw` knows it; 0: none.
+        """
         cdef uint32_t token = 0
         cdef uint64_t nonce = 0
         cdef mp_code code
         self.ensure_open()
         while nonce == 0:
             nonce = int.from_bytes(os.urandom(8), "little")
+        if family:
+            nonce = family << 16 | nonce & 0xFFFF
         with nogil:
             code = mp_token_issue(&self.m, ref.entry, ref.birth, deliveries, expiry, nonce, &token)
         if code != MP_OK:
@@ -384,6 +403,18 @@ cdef class Core(Member):
         with nogil:
             code = mp_token_load(&self.m, token, nonce, entry, birth)
         return code, make_ref(self, entry, birth) if code == MP_OK else None
+
+    def _token_withdraw(self, uint64_t family):
+        """Ends the hand-offs of a family that were not loaded."""
+        cdef uint32_t token, high
+        cdef uint64_t nonce
+        self.ensure_open()
+        with nogil:
+            high = self.m.header.pool_tokens.high
+            for token in range(1, high):
+                nonce = self.m.tokens[token].nonce
+                if nonce >> 16 == family:
+                    mp_token_cancel(&self.m, token, nonce)
 
     def _name_set(self, str name, ObjectRef ref, bint replace):
         cdef bytes text = name.encode()
@@ -425,3 +456,54 @@ cdef class Core(Member):
             code = mp_name_remove(&self.m, p, n)
         if code != MP_OK:
             raise self.failure(code, f"the name {name!r}")
+
+
+@cython.final
+@cython.no_gc_clear
+cdef class Restoring:
+    """One attempt to read an object that is not resident; a context manager.
+
+    Its pin, and the restore that it has begun, end with it. An interrupt can strike after any call and
+    before its result is noted, hence they are noted here.
+    """
+
+    cdef Core core
+    cdef ObjectRef ref
+    cdef bint pinned, begun
+
+    def __init__(self, Core core not None, ObjectRef ref not None):
+        self.core, self.ref = core, ref
+
+    def place(self):
+        """As `Core._place`, once."""
+        found = self.core._place(self.ref)
+        self.pinned = found[1] is not None
+        return found
+
+    def begin(self):
+        """As `Core._restore_begin`."""
+        found = self.core._restore_begin(self.ref)
+        self.begun = found[1] is not None
+        return found
+
+    def end(self, str outcome):
+        """As `Core._restore_end`. Without it the object stays spilled."""
+        self.begun = False
+        return self.core._restore_end(self.ref, outcome)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.finish()
+
+    def __dealloc__(self):
+        self.finish()
+
+    cdef int finish(self) except -1:
+        if self.begun:
+            self.end("spilled")
+        if self.pinned:
+            self.pinned = False
+            self.core._unpin(self.ref)
+        return 0

@@ -89,6 +89,7 @@ cdef extern from "kernel.h" nogil:
         uint64_t spill_limit
         uint64_t overflow_limit
         uint64_t handoff_ns
+        uint32_t codec
         uint32_t poisoned
         uint64_t recoveries
         uint64_t disk_bytes
@@ -222,11 +223,14 @@ cdef extern from "kernel.h" nogil:
     mp_code mp_drop(mp_member *m, uint32_t entry, int64_t timeout_ns)
     void mp_drop_later(mp_member *m, uint32_t entry)
     uint32_t mp_drain(mp_member *m)
-    void mp_drain_quickly(mp_member *m)
+    uint32_t mp_drain_quickly(mp_member *m)
     void mp_drop_all(mp_member *m)
     mp_code mp_token_issue(mp_member *m, uint32_t entry, uint64_t birth, uint32_t deliveries, uint64_t expiry,
                            uint64_t nonce, uint32_t *token)
     mp_code mp_token_load(mp_member *m, uint32_t token, uint64_t nonce, uint32_t entry, uint64_t birth)
+    mp_code mp_lock(mp_member *m, int64_t timeout_ns)
+    void mp_unlock(mp_member *m)
+    void mp_token_cancel(mp_member *m, uint32_t token, uint64_t nonce)
     uint32_t mp_token_expire(mp_member *m, uint64_t now)
 
     mp_code mp_draft(mp_member *m, uint64_t size, uint32_t *entry, uint64_t *birth, uint64_t *offset)
@@ -266,6 +270,7 @@ cdef extern from "kernel.h" nogil:
     uint64_t mp_extent_bytes(uint64_t size)
     mp_code mp_grow(mp_member *m, uint64_t size)
     uint64_t mp_shrink(mp_member *m, uint64_t bytes)
+    uint64_t mp_idle_bytes(mp_member *m)
     void mp_set_limits(mp_member *m, const uint64_t *memory, const uint64_t *spill, const uint64_t *overflow)
     uint32_t mp_check(mp_member *m, mp_fault_ptr report, void *context)
     uint32_t mp_candidates(mp_member *m, uint32_t *cursor, mp_candidate *rows, uint32_t count)

@@ -18,6 +18,10 @@ BLOCK = MP_BLOCK
 NO_LIMIT = 2**64 - 1
 
 
+cdef enum:
+    NAMES_AT_ONCE = 256
+
+
 class Code:
     """The kernel's answers that the slow paths act upon."""
 
@@ -314,7 +318,7 @@ cdef class Member:
         with nogil:
             n = mp_reap_dead(&self.m)
             mp_token_expire(&self.m, boottime())
-            mp_drain(&self.m)
+            mp_drain_quickly(&self.m)
         return n
 
     def _survey(self):
@@ -366,6 +370,34 @@ cdef class Member:
         if index == 0 or index >= self.m.header.pool_names.high or self.m.names[index].target == 0:
             return None
         return PyBytes_FromStringAndSize(self.m.names[index].text, self.m.names[index].length).decode("utf-8", "replace")
+
+    def _names(self, uint32_t first):
+        """(some names, where to go on: 0 at the end). Under the mutex, so that no text is half another's."""
+        cdef uint32_t index = first, n = 0, high, i
+        cdef mp_code code
+        cdef mp_name *copies
+        self.ensure_open()
+        high = self.m.header.pool_names.high
+        copies = <mp_name *>malloc(NAMES_AT_ONCE * sizeof(mp_name))
+        if copies == NULL:
+            raise MemoryError
+        try:
+            with nogil:
+                code = mp_lock(&self.m, -1)
+                while code == MP_OK and index < high and index - first < NAMES_AT_ONCE:
+                    if self.m.names[index].target:
+                        memcpy(&copies[n], &self.m.names[index], sizeof(mp_name))
+                        n += 1
+                    index += 1
+                if code == MP_OK:
+                    mp_unlock(&self.m)
+            if code != MP_OK:
+                raise self.failure(code, "the names")
+            texts = [PyBytes_FromStringAndSize(copies[i].text, min(copies[i].length, MP_NAME_MAX)).decode("utf-8", "replace")
+                     for i in range(n)]
+        finally:
+            free(copies)
+        return texts, index if index < high else 0
 
     def _site_text(self, uint32_t entry, uint64_t birth):
         """`file:line` that created an object, or None if that was not noted."""

@@ -137,6 +137,8 @@ int main(void) {
     FIELD(mp_header, spill_limit);
     FIELD(mp_header, overflow_limit);
     FIELD(mp_header, handoff_ns);
+    FIELD(mp_header, codec);
+    FIELD(mp_header, reserved2);
     FIELD(mp_header, event);
     FIELD(mp_header, waiters);
     FIELD(mp_header, mutex_slot);
@@ -163,6 +165,7 @@ int main(void) {
     FIELD(mp_header, class_slabs);
     FIELD(mp_header, committed_blocks);
     FIELD(mp_header, free_pages);
+    FIELD(mp_header, free_pages_low);
     FIELD(mp_header, spilled_bytes);
     FIELD(mp_header, restored_bytes);
     FIELD(mp_header, spilled_objects);

@@ -1,4 +1,4 @@
-"""Commands that look into one store: `stats`, `objects`, `check`."""
+"""Commands for one store: `stats`, `objects`, `check`, `configure`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SORT_KEYS: dict[str, Callable[[ObjectInfo], float]] = {
 
 
 def register(commands: Commands) -> None:
-    """Adds the three commands to the parser."""
+    """Adds the commands to the parser."""
     stats = commands.add_parser("stats", help="bytes and counts of a store")
     add_store(stats)
     stats.add_argument("--json", action="store_true", help="one JSON object; sizes in bytes")
@@ -38,6 +38,14 @@ def register(commands: Commands) -> None:
     check = commands.add_parser("check", help="verify a store's table; exit status 1 if there are faults")
     add_store(check)
     check.set_defaults(run=run_check)
+
+    configure = commands.add_parser("configure", help="change a store's limits while it runs")
+    add_store(configure)
+    configure.add_argument("--memory-limit", help='bytes of shared memory, as "2GiB" or "30%%"')
+    configure.add_argument("--spill-limit", help="bytes on disk")
+    configure.add_argument("--overflow-limit", help="bytes of private copies for reads that find no room")
+    configure.add_argument("--compression", help='"none" or "lz4", for what is spilled from now on')
+    configure.set_defaults(run=run_configure)
 
 
 def run_stats(args: argparse.Namespace) -> int:
@@ -63,6 +71,23 @@ def run_objects(args: argparse.Namespace) -> int:
     out.print(objects_table(shown))
     total = format_bytes(sum(info.size for info in objects))
     out.print(f"{len(shown)} of {len(objects)} objects, {total} in all")
+    return 0
+
+
+def run_configure(args: argparse.Namespace) -> int:
+    """Changes what is named, and prints how the store stands then."""
+    given = {
+        key: getattr(args, key) for key in ("memory_limit", "spill_limit", "overflow_limit", "compression")
+    }
+    changes = {key: value for key, value in given.items() if value is not None}
+    if not changes:
+        raise ValueError(
+            "nothing to change: name --memory-limit, --spill-limit, --overflow-limit or --compression"
+        )
+    with open_store(args.store) as store:
+        store.configure(**changes)
+        stats = store.stats()
+    console().print(stats_table(stats))
     return 0
 
 

@@ -154,6 +154,9 @@ void mp_span_carve(mp_member *m, uint32_t i, uint32_t page, uint32_t pages, enum
     }
     mp_span_mark_end(m, i);
     mp_total_add(&m->header->free_pages, 0ull - pages);
+    uint64_t left = atomic_load_explicit(&m->header->free_pages, memory_order_relaxed);
+    if (left < atomic_load_explicit(&m->header->free_pages_low, memory_order_relaxed))
+        atomic_store_explicit(&m->header->free_pages_low, left, memory_order_relaxed);
 }
 
 void mp_span_release(mp_member *m, uint32_t i) {

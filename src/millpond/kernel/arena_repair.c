@@ -35,6 +35,7 @@ static void forget(mp_member *m) {
     h->span_first = 0;
     atomic_store_explicit(&h->committed_blocks, 0, memory_order_relaxed);
     atomic_store_explicit(&h->free_pages, 0, memory_order_relaxed);
+    atomic_store_explicit(&h->free_pages_low, 0, memory_order_relaxed);
     for (uint32_t b = 0, high = mp_commit_high(m); b < high; b++) {
         uint32_t state = mp_block_state(m, b);
         if (state == MP_NONE) continue;

@@ -157,8 +157,8 @@ mp_code mp_view(mp_member *m, uint32_t entry, uint64_t birth, uint64_t *offset, 
 mp_code mp_hold(mp_member *m, uint32_t entry, uint64_t birth); /* a first or further local ref */
 mp_code mp_drop(mp_member *m, uint32_t entry, int64_t timeout_ns); /* MP_BUSY: nothing was done. Then mp_undertake */
 void mp_drop_later(mp_member *m, uint32_t entry); /* puts the decrement off: the count stays 1 */
-uint32_t mp_drain(mp_member *m);                  /* does the put-off decrements; returns those left */
-void mp_drain_quickly(mp_member *m);              /* the same, without a long wait */
+uint32_t mp_drain(mp_member *m);                  /* does the put-off decrements; 0: none is left */
+uint32_t mp_drain_quickly(mp_member *m);          /* the same, without a long wait */
 void mp_drop_all(mp_member *m);                   /* close: every local ref at once */
 
 mp_code mp_token_issue(mp_member *m, uint32_t entry, uint64_t birth, uint32_t deliveries, uint64_t expiry,
@@ -252,6 +252,7 @@ mp_code mp_arena_rebuild(mp_member *m); /* every arena cache, from entries and t
 /* --- memory.c: the above, composed; these take the mutex themselves --- */
 mp_code mp_grow(mp_member *m, uint64_t size);               /* one step of commitment for a value of size bytes */
 uint64_t mp_shrink(mp_member *m, uint64_t bytes);           /* punches free blocks; returns bytes given back */
+uint64_t mp_idle_bytes(mp_member *m);                       /* committed and free all the time since the last call */
 void mp_set_limits(mp_member *m, const uint64_t *memory, const uint64_t *spill, const uint64_t *overflow);
 
 /* --- recovery.c --- */

@@ -228,6 +228,8 @@ typedef struct mp_header {
     _Atomic uint64_t spill_limit;    /* UINT64_MAX = none */
     _Atomic uint64_t overflow_limit;
     _Atomic uint64_t handoff_ns;     /* 0 = never lapses */
+    _Atomic uint32_t codec;          /* number of the compression for what is spilled from now on */
+    uint32_t reserved2;
 
     /* waiting */
     _Atomic uint32_t event;   /* bumped before every wake */
@@ -256,6 +258,7 @@ typedef struct mp_header {
     uint32_t class_slabs[64];  /* slabs with a free slot, by block + 1 */
     _Atomic uint64_t committed_blocks; /* COMMITTING, COMMITTED and PUNCHING */
     _Atomic uint64_t free_pages;       /* in committed blocks, outside slabs */
+    _Atomic uint64_t free_pages_low;   /* the least of it since mp_idle_bytes was last asked */
 
     /* totals since creation */
     _Atomic uint64_t spilled_bytes, restored_bytes, spilled_objects, restored_objects;

@@ -48,6 +48,14 @@ uint64_t mp_shrink(mp_member *m, uint64_t bytes) {
     return given;
 }
 
+uint64_t mp_idle_bytes(mp_member *m) {
+    if (mp_lock(m, -1) != MP_OK) return 0;
+    uint64_t pages = atomic_load(&m->header->free_pages);
+    uint64_t low = atomic_exchange(&m->header->free_pages_low, pages);
+    mp_unlock(m);
+    return (low < pages ? low : pages) * MP_PAGE;
+}
+
 void mp_set_limits(mp_member *m, const uint64_t *memory, const uint64_t *spill, const uint64_t *overflow) {
     if (memory) atomic_store(&m->header->memory_limit, *memory);
     if (spill) atomic_store(&m->header->spill_limit, *spill);

@@ -187,25 +187,27 @@ void mp_drop_later(mp_member *m, uint32_t entry) {
     pthread_mutex_unlock(&m->refs_mutex);
 }
 
-static uint32_t drain(mp_member *m, int64_t timeout_ns) {
-    uint32_t left = 0;
+/* The first put-off decrement, off the list; 0 if there is none. */
+static uint32_t take_deferred(mp_member *m) {
     pthread_mutex_lock(&m->refs_mutex);
-    uint32_t head = atomic_exchange(&m->deferred, 0);
+    uint32_t head = atomic_load(&m->deferred);
+    if (head != 0) atomic_store(&m->deferred, m->locals[head - 1].deferred);
     pthread_mutex_unlock(&m->refs_mutex);
-    while (head != 0) {
-        uint32_t entry = head - 1;
-        head = m->locals[entry].deferred;
-        if (mp_drop(m, entry, timeout_ns) == MP_OK) continue;
-        mp_drop_later(m, entry);
-        timeout_ns = 0; /* behind a stopped holder one wait is enough */
-        left++;
+    return head;
+}
+
+static uint32_t drain(mp_member *m, int64_t timeout_ns) {
+    for (uint32_t head; (head = take_deferred(m)) != 0;) {
+        if (mp_drop(m, head - 1, timeout_ns) == MP_OK) continue;
+        mp_drop_later(m, head - 1);
+        return 1; /* behind a stopped holder one wait is enough */
     }
     mp_undertake(m);
-    return left;
+    return 0;
 }
 
 uint32_t mp_drain(mp_member *m) { return drain(m, -1); }
-void mp_drain_quickly(mp_member *m) { drain(m, QUICK_NS); }
+uint32_t mp_drain_quickly(mp_member *m) { return drain(m, QUICK_NS); }
 
 /* Our own draft will not be sealed any more. One without a pin is being filled by a put of another thread:
  * its memory must not go to anybody else before our slot does. Both mutexes held. */

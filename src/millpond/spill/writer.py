@@ -9,13 +9,14 @@ Not here: choosing what to clean (the store and its policies), how a batch is cu
 
 from __future__ import annotations
 
+import errno
 import os
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from threading import Lock
+from threading import RLock
 
 from xxhash import xxh3_64_intdigest
 
@@ -60,7 +61,8 @@ class SpillWriter:
         self.codec = codec
         self._uuid = table.uuid
         self._segments = Segments(table, directories)
-        self._lock = Lock()
+        self._lock = RLock()
+        self._writing = self._leaving = False
         self._groups: tuple[Group, Group] | None = None
         _writers.add(self)
 
@@ -72,7 +74,7 @@ class SpillWriter:
         """
         error = None
         try:
-            with self._lock:
+            with self._turn():
                 work = Cleaning(batch, evict, self.codec, self._uuid, self._segments, self._take_groups())
                 try:
                     work.run()
@@ -95,7 +97,7 @@ class SpillWriter:
         directory takes the value.
         """
         header = RecordHeader(self._uuid, entry, birth, CODEC_NONE, size, size, 0)
-        with self._lock:
+        with self._turn():
             if size >= OWN_FILE_MIN:
                 with self._through_own_file(parts, header) as place:
                     yield place
@@ -133,16 +135,36 @@ class SpillWriter:
         length = record_length(CODEC_NONE, header.raw, header.raw)
         return Place(offset, length, header.checksum, segment, CODEC_NONE)
 
-    def roll(self) -> None:
-        """Closes the append segment, so that its file can go once its last record is dead."""
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One write at a time. A destructor or a signal's handler that comes by in the middle of its own
+        thread's turn is refused: it would wait for itself."""
         with self._lock:
-            self._segments.roll()
+            if self._writing:
+                raise SpillError(errno.EDEADLK, "this thread is in the middle of a spill: try again after it")
+            self._writing = True
+            try:
+                yield
+            finally:
+                self._writing = False
+                if self._leaving:
+                    self._segments.roll()
+
+    def roll(self) -> None:
+        """Closes the append segment, so that its file can go once its last record is dead. In the middle
+        of this thread's own turn: when that ends."""
+        with self._lock:
+            if self._writing:
+                self._leaving = True
+            else:
+                self._segments.roll()
 
     def roll_dead(self) -> None:
         """The same if the segment has records and none is alive. Does nothing while somebody writes."""
         if self._lock.acquire(blocking=False):
             try:
-                self._segments.roll_dead()
+                if not self._writing:
+                    self._segments.roll_dead()
             finally:
                 self._lock.release()
 
@@ -155,7 +177,8 @@ class SpillWriter:
         return self._groups
 
     def _after_fork(self) -> None:
-        self._lock = Lock()
+        self._lock = RLock()
+        self._writing = self._leaving = False
         self._segments.forget()
 
 

@@ -60,6 +60,11 @@ class Stats:
     spilled_objects_total: int
     restored_objects_total: int
 
+    @property
+    def over_limit(self) -> bool:
+        """Whether more is committed than the limit allows: it was lowered, and the rest is pinned."""
+        return self.committed_bytes > self.memory_limit
+
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:

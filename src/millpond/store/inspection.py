@@ -1,4 +1,4 @@
-"""What a store tells about itself: `stats()` and `objects()` from one survey of the table.
+"""What a store tells about itself: `stats()` and `objects()` from one survey of the table, and `names()`.
 
 Invariants: reads only; figures of neighbouring fields may be a moment apart while others work.
 """
@@ -87,6 +87,16 @@ def holders(store: Store, ref: ObjectRef) -> Holders:
 
 def _id(store: Store, entry: int, birth: int) -> str:
     return f"{store.uuid.hex()}-{entry:x}-{birth:x}"
+
+
+def names(store: Store, prefix: str) -> list[str]:
+    """See `Store.names`."""
+    found: dict[str, None] = {}  # a name that was removed and given again meanwhile may be met twice
+    cursor = 1
+    while cursor:
+        texts, cursor = store._names(cursor)
+        found.update(dict.fromkeys(text for text in texts if text.startswith(prefix)))
+    return list(found)
 
 
 def _info(store: Store, row: np.void, state: ObjectState) -> ObjectInfo:

@@ -1,7 +1,8 @@
 """The helper thread: what must happen even when nobody calls.
 
 Once a second: reap dead members, let hand-offs lapse, do put-off decrements, unlink files that no object
-needs, collect Python's garbage if a member that is short of memory has asked for it. All of it is
+needs, collect Python's garbage if a member that is short of memory has asked for it; the first member's
+also gives idle memory back. All of it is
 idempotent and also done on slow paths, so two helpers or none are harmless.
 Invariants: at most one thread per member; it stops before a fork and comes back after it.
 """
@@ -60,6 +61,7 @@ class Janitor:
         self._wake.set()
         if thread is not threading.current_thread():
             thread.join()
+            _await_end(thread.native_id)
         return True
 
     def _collect_garbage(self, store: Store) -> None:
@@ -76,11 +78,20 @@ class Janitor:
                 return
             try:
                 store._tidy()
+                store._relieve()
                 self._collect_garbage(store)
             except Exception:
                 if not store.closed:
                     log.exception("background work of a store failed; it is tried again in a second")
             del store
+
+
+def _await_end(thread: int | None) -> None:
+    """`join` returns a moment before the system has let the thread go; a fork in that moment would be one of
+    a process with two threads, of which Python warns."""
+    deadline = time.monotonic() + 0.1
+    while os.path.exists(f"/proc/self/task/{thread}") and time.monotonic() < deadline:
+        time.sleep(0)
 
 
 _janitors: weakref.WeakSet[Janitor] = weakref.WeakSet()

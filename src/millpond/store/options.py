@@ -68,9 +68,7 @@ class Options:
     def to_config(self) -> bytes:
         """What the table keeps for members that connect."""
         eviction = self.eviction if isinstance(self.eviction, str) else "lru"
-        return json.dumps(
-            {"spill_dirs": self.spill_dirs, "compression": self.compression, "eviction": eviction}
-        ).encode()
+        return json.dumps({"spill_dirs": self.spill_dirs, "eviction": eviction}).encode()
 
 
 def _directories(spill_dir: PathLike | Sequence[PathLike] | None, disk: int) -> tuple[str, ...]:
@@ -84,10 +82,11 @@ def _directories(spill_dir: PathLike | Sequence[PathLike] | None, disk: int) -> 
     return tuple(os.path.abspath(os.fspath(path)) for path in several)
 
 
-def parse_config(config: bytes) -> tuple[tuple[str, ...], str, str]:
-    """(spill directories, compression, eviction) from `to_config`."""
+def parse_config(config: bytes) -> tuple[tuple[str, ...], str]:
+    """(spill directories, eviction) from `to_config`."""
     read = json.loads(config)
-    return tuple(read["spill_dirs"]), read["compression"], read["eviction"]
+    return tuple(read["spill_dirs"]), read["eviction"]
 
 
 CODECS_BY_NAME = {codec.name: codec for codec in CODECS.values()}
+CODECS_BY_NUMBER = {codec.number: codec for codec in CODECS.values()}

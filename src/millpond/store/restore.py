@@ -18,7 +18,7 @@ from millpond.errors import (
     StoreBusyError,
     StoreFullError,
 )
-from millpond.hot import Code, Core, ObjectRef, PrivateCopy
+from millpond.hot import Code, Core, ObjectRef, PrivateCopy, Restoring
 from millpond.units import format_bytes
 
 if TYPE_CHECKING:
@@ -99,10 +99,10 @@ class Restore:
                 done, value = self._restore(ref, copy, watch)
                 if done:
                     return value
-            elif code == Code.DRAFT:
-                self._core._reap()
-            elif code != Code.RESTORING:
+            elif code not in (Code.DRAFT, Code.RESTORING):
                 raise self._core._fail(code, f"object {ref.id}")
+            if code != Code.SPILLED:
+                self._core._reap()  # whoever is at work on it may be dead
             self._sleep(ref, code, deadline)
 
     def _sleep(self, ref: ObjectRef, code: int, deadline: Deadline) -> None:
@@ -116,33 +116,37 @@ class Restore:
 
     def _restore(self, ref: ObjectRef, copy: bool, watch: _Watch) -> tuple[bool, Any]:
         """(True, value), or (False, None) when the state has changed and must be looked at again."""
-        code, place, size = self._core._place(ref)
-        if code not in (Code.SPILLED, Code.RESTORING):
-            return False, None
-        try:
+        with Restoring(self._core, ref) as work:
+            code, place, size = work.place()
+            if code not in (Code.SPILLED, Code.RESTORING):
+                return self._changed(ref, code)
             if self._reader is None:
                 raise SpillError(f"object {ref.id} is on disk, but this process has no spill directory")
             if code == Code.RESTORING:
                 return self._past_stalled(ref, place, size, copy, watch)
-            return self._into_memory(ref, place, size, copy, watch)
-        finally:
-            self._core._unpin(ref)
+            return self._into_memory(work, ref, place, size, copy, watch)
 
     def _into_memory(
-        self, ref: ObjectRef, place: Place, size: int, copy: bool, watch: _Watch
+        self, work: Restoring, ref: ObjectRef, place: Place, size: int, copy: bool, watch: _Watch
     ) -> tuple[bool, Any]:
         while True:
-            code, target = self._core._restore_begin(ref)
+            code, target = work.begin()
             if code == Code.OK:
-                self._fill(ref, place, size, target)
+                self._fill(work, ref, place, size, target)
                 code, value = self._core._read(ref, copy)
                 return code == Code.OK, value
             if code not in (Code.NO_ROOM, Code.NO_COMMIT):
-                return False, None
+                return self._changed(ref, code)
             if not self._try_room(size):
                 if self._core._state(ref) != Code.SPILLED:
                     return False, None  # what took the room was somebody else's restore of this very object
-                return True, self._private(ref, place, size, copy)
+                return self._past_pinned(ref, place, size, copy, watch)
+
+    def _changed(self, ref: ObjectRef, code: int) -> tuple[bool, Any]:
+        """Another state is looked at again; what is no state (a stopped holder of the lock, say) is an error."""
+        if code in (Code.OK, Code.DRAFT, Code.SPILLED, Code.RESTORING, Code.TAKEN):
+            return False, None
+        raise self._core._fail(code, f"object {ref.id}")
 
     def _past_pinned(
         self, ref: ObjectRef, place: Place, size: int, copy: bool, watch: _Watch
@@ -162,21 +166,18 @@ class Restore:
         except SpillError:
             return False  # the disk takes nothing, but it may still be read
 
-    def _fill(self, ref: ObjectRef, place: Place, size: int, target: memoryview) -> None:
+    def _fill(self, work: Restoring, ref: ObjectRef, place: Place, size: int, target: memoryview) -> None:
         """Reads the disk copy into the extent that is ours; the object becomes resident, or stays spilled."""
         assert self._reader is not None
-        outcome = "spilled"
         entry, birth = ref._key
         try:
             self._reader.read_into(
                 place, entry, birth, size, target, step=lambda *_: self._core._restore_step(ref)
             )
-            outcome = "resident"
         except ObjectLostError:
-            outcome = "lost"
+            work.end("lost")
             raise
-        finally:
-            self._core._restore_end(ref, outcome)
+        work.end("resident")
 
     def _past_stalled(
         self, ref: ObjectRef, place: Place, size: int, copy: bool, watch: _Watch

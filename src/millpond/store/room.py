@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from millpond.errors import StoreFullError
+from millpond.errors import SpillError, StoreFullError
 from millpond.eviction.limits import headroom
 from millpond.eviction.policies import Rank
 from millpond.eviction.ranking import Ranking
@@ -115,6 +115,28 @@ class Room:
             return freed
         batch = Batch(self._core, dirty, 1 << 62)
         return freed + (self._writer.clean(batch, evict=True).bytes_evicted if batch.count else 0)
+
+    def relieve(self) -> None:
+        """What the first member's janitor does each second: keep to a limit that was lowered, leave the
+        machine what it is short of, and give back what nobody has used for a second."""
+        self.shrink_to(self._core._totals()["memory_limit"])
+        short = -headroom()
+        if short > 0:
+            self.shrink_to(self._core._totals()["committed_bytes"] - short)
+        idle = self._core._idle()
+        if idle >= BLOCK:
+            self._core._shrink(idle)
+
+    def shrink_to(self, nbytes: int) -> None:
+        """Gives memory back until at most `nbytes` are committed, or everything that is left is in use."""
+        while (excess := self._core._totals()["committed_bytes"] - nbytes) > 0:
+            if self._core._shrink(excess):
+                continue
+            try:
+                if not self.evict(min(excess, BATCH_BYTES)):
+                    return
+            except SpillError:
+                return  # reported by whoever needs the room; nothing is lost
 
     def clean_and_evict(self, rows: np.ndarray[Any, Any]) -> int:
         """Spills the given candidates as far as nobody uses them; the bytes freed."""

@@ -36,13 +36,14 @@ from millpond.spill.writer import SpillWriter
 from millpond.store import inspection, membership, peers, serialize
 from millpond.store.info import Holders, ObjectInfo, Stats
 from millpond.store.janitor import Janitor
-from millpond.store.options import CODECS_BY_NAME, Options, PathLike, parse_config
+from millpond.store.options import CODECS_BY_NAME, CODECS_BY_NUMBER, Options, PathLike, parse_config
 from millpond.store.restore import Deadline, Restore
 from millpond.store.room import Room
 
-hot.set_serializer(
-    serialize.wants_care, serialize.careful, serialize.loads, serialize.copy_private
-)
+KEEP: Any = object()
+"""The default of what `configure` may change: leave it as it is."""
+
+hot.set_serializer(serialize.wants_care, serialize.careful, serialize.loads, serialize.copy_private)
 
 
 class Store(Core):
@@ -82,7 +83,8 @@ class Store(Core):
 
     def _start(self, name: str | None, options: Options) -> None:
         self._files = membership.create(self, name, options)
-        self._compose(options.spill_dirs, options.compression, options.eviction)
+        self._set_codec(CODECS_BY_NAME[options.compression].number)
+        self._compose(options.spill_dirs, options.eviction)
 
     @classmethod
     def _join(cls, key: str | bytes) -> Store:
@@ -93,13 +95,13 @@ class Store(Core):
         store._janitor.start()
         return store
 
-    def _compose(self, spill_dirs: Sequence[str], compression: str, eviction: Any) -> None:
+    def _compose(self, spill_dirs: Sequence[str], eviction: Any) -> None:
         writer = reader = None
         self._directories: Directories | None = None
         try:
             if spill_dirs:
                 self._directories = Directories(spill_dirs, self.uuid)
-                writer = SpillWriter(self, self._directories, CODECS_BY_NAME[compression])
+                writer = SpillWriter(self, self._directories, CODECS_BY_NUMBER[self._codec()])
                 reader = SpillReader(self, self._directories)
             self._writer = writer
             self._room = Room(self, resolve(eviction), writer)
@@ -156,8 +158,15 @@ class Store(Core):
         with Using(self):
             self._reap()
             if self._writer is not None and self._directories is not None:
+                self._writer.codec = CODECS_BY_NUMBER[self._codec()]
                 self._writer.roll_dead()
                 sweep_dead(self, self._directories)
+
+    def _relieve(self) -> None:
+        """What the first member's janitor does for all: keep to the limits, give idle memory back."""
+        with Using(self):
+            if self._members()[0][0] == self._totals()["slot"]:
+                self._room.relieve()
 
     # --- put ---
 
@@ -347,10 +356,13 @@ class Store(Core):
     def __bool__(self) -> bool:
         return True
 
-    def _hand_off(self, ref: ObjectRef, deliveries: int, timeout: float | None = None) -> bytes:
+    def _hand_off(
+        self, ref: ObjectRef, deliveries: int, timeout: float | None = None, family: int = 0
+    ) -> bytes:
         """The bytes of a pickled ref: a hand-off that keeps the object alive in transit.
 
         deliveries: loads that it is good for; 0: it keeps nothing alive. timeout: seconds; None: the store's.
+        family: with it, `_token_withdraw` can end the hand-off.
         """
         if not 0 <= deliveries < 1 << 32 or (timeout is not None and not timeout > 0):
             raise ValueError(f"{deliveries} deliveries within {timeout} s: both must be positive")
@@ -361,8 +373,50 @@ class Store(Core):
             self._janitor.start()
             lasting = self._totals()["handoff_ns"] if timeout is None else int(timeout * 1e9)
             expiry = handoff.boottime_ns() + lasting if lasting else 0
-            token, nonce = self._token_issue(ref, deliveries, expiry)
+            token, nonce = self._token_issue(ref, deliveries, expiry, family)
         return handoff.pack(handoff.HandOff(self.uuid, entry, birth, token, nonce, expiry, peers.boot_id()))
+
+    def configure(
+        self,
+        *,
+        memory_limit: int | str | None = KEEP,
+        spill_limit: int | str | None = KEEP,
+        overflow_limit: int | str | None = KEEP,
+        compression: str = KEEP,
+        eviction: str | Callable[..., Any] = KEEP,
+    ) -> None:
+        """Changes options while the store runs; what is not named stays. Values are those of `Store`.
+
+        The limits and the compression hold for all members, the eviction for this process. A lower
+        memory_limit spills at once what is not pinned; while more than it is pinned, `stats().over_limit`
+        says so and new objects go to disk. Raises ValueError, TypeError, StoreClosedError.
+        """
+        with Using(self):
+            self._guard()
+            now = self._totals()
+            changes: dict[str, Any] = {
+                "memory_limit": memory_limit,
+                "spill_limit": spill_limit,
+                "overflow_limit": overflow_limit,
+                "compression": compression,
+                "eviction": eviction,
+            }
+            stays = {**now, "compression": self._compression(), "eviction": "lru"}
+            options = Options.check(
+                **{key: stays[key] if value is KEEP else value for key, value in changes.items()},
+                spill_dir=self._files.spill or None,
+            )
+            if self._writer is None and options.spill_limit:
+                raise ValueError("the store was created with spill_limit=0: it has no spill directory")
+            self._set_limits(options.memory_limit, options.spill_limit, options.overflow_limit)
+            self._set_codec(CODECS_BY_NAME[options.compression].number)
+            if eviction is not KEEP:
+                self._room.policy = resolve(options.eviction)
+            self._tidy()
+            self._room.shrink_to(options.memory_limit)
+
+    def _compression(self) -> str:
+        return CODECS_BY_NUMBER[self._codec()].name
 
     # --- spilling and inspection ---
 
@@ -391,6 +445,11 @@ class Store(Core):
         """Who keeps an object alive, and who has it in use: members, pins, containers, hand-offs, name."""
         with Using(self):
             return inspection.holders(self, self._own(ref))
+
+    def names(self, prefix: str = "") -> Iterator[str]:
+        """The names that begin with `prefix`, in no order, as they are now."""
+        with Using(self):
+            return iter(inspection.names(self, prefix))
 
     def objects(self) -> Iterator[ObjectInfo]:
         """Every object, one ObjectInfo each."""
