@@ -27,7 +27,9 @@ def address(array: np.ndarray) -> int:
 # --- building in place ---
 
 
-@pytest.mark.parametrize("shape", [(), 0, 7, (3, 0), (4, 5), (2, 3, 4), (1000, 300), np.int64(5), [2, 2]], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(), 0, 7, (3, 0), (4, 5), (2, 3, 4), (1000, 300), np.int64(5), [2, 2]], ids=str
+)
 @pytest.mark.parametrize("dtype", ["f8", bool, np.float16, "c16", "i1"], ids=str)
 def test_an_array_is_built_in_place(store: millpond.Store, shape: Any, dtype: Any) -> None:
     draft = store.create(shape, dtype)
@@ -81,7 +83,17 @@ def test_the_wrong_face_of_a_draft(store: millpond.Store) -> None:
 
 @pytest.mark.parametrize(
     ("shape", "dtype"),
-    [(3, object), (3, ">f8"), (3, "S4"), (3, "M8[s]"), (-1, "f8"), ((2, -3), "f8"), ((1,) * 33, "f8"), (1 << 60, "f8"), ((1 << 40, 1 << 40), "f8")],
+    [
+        (3, object),
+        (3, ">f8"),
+        (3, "S4"),
+        (3, "M8[s]"),
+        (-1, "f8"),
+        ((2, -3), "f8"),
+        ((1,) * 33, "f8"),
+        (1 << 60, "f8"),
+        ((1 << 40, 1 << 40), "f8"),
+    ],
 )
 def test_drafts_that_cannot_be(store: millpond.Store, shape: Any, dtype: Any) -> None:
     with pytest.raises(ValueError, match=r"draft|shape"):

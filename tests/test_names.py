@@ -41,6 +41,7 @@ def test_a_taken_name(store: millpond.Store) -> None:
     new = store.put(3, name="model", replace=True)
     assert store.lookup("model") == new != old
     assert old.get() == 1
+    assert {info.id: info.name for info in store.objects()} == {old.id: None, new.id: "model"}
     del old
     assert len(store) == 1
     store.put(4, name="fresh", replace=True)
@@ -145,7 +146,7 @@ def test_one_process_of_several_gets_a_name(pond: Pond, store: millpond.Store) -
     for me, member in enumerate(members):
         member.start(compete, me)
     winners = [member.result() for member in members]
-    assert sorted(sum(winners, [])) == list(range(100))
+    assert sorted(number for won in winners for number in won) == list(range(100))
     for me, won in enumerate(winners):
         assert all(store.lookup(f"place {number}").get() == me for number in won)
     assert len(store) == 100

@@ -6,14 +6,11 @@ import ctypes
 import os
 import random
 import re
-import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -21,8 +18,8 @@ import pytest
 
 import millpond
 import workers
-from millpond import hot
 from millpond.spill import record
+from millpond.store import restore
 from ponds import Pond
 from workers import inherited, wait_until
 
@@ -153,7 +150,10 @@ def test_objects_can_be_spilled_on_request(pond: Pond, store: millpond.Store) ->
 # --- nothing can go ---
 
 
-def test_when_everything_is_pinned_new_objects_go_to_disk(pond: Pond) -> None:
+def test_when_everything_is_pinned_new_objects_go_to_disk(
+    pond: Pond, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restore, "GIVE_UP_S", 0.05)
     store = pond.store("4MiB", overflow_limit="1MiB")
     kept = [store.put(noise(700_000, seed)) for seed in range(5)]
     views = [ref.get() for ref in kept]
@@ -163,11 +163,16 @@ def test_when_everything_is_pinned_new_objects_go_to_disk(pond: Pond) -> None:
     views += [ref.get() for ref in late if ref not in outside]
     with Sampled(store) as watch:
         copies = [store.get(ref) for ref in outside[:3]]
-        assert all((copy == noise(300_000, 100 + late.index(ref))).all() for copy, ref in zip(copies, outside, strict=False))
+        assert all(
+            (copy == noise(300_000, 100 + late.index(ref))).all()
+            for copy, ref in zip(copies, outside, strict=False)
+        )
         assert not copies[0].flags.writeable
         assert 900_000 <= store.stats().overflow_bytes <= MIB
         with pytest.raises(millpond.StoreFullError, match=r"overflow_limit 1 MiB"):
             store.get(outside[3])
+        with pytest.raises(millpond.GetTimeoutError, match="not restored within 0 s"):
+            store.get(outside[3], timeout=0)
         copies.pop()
         assert (store.get(outside[3]) == noise(300_000, 100 + late.index(outside[3]))).all()
         copies.clear()
@@ -214,7 +219,9 @@ def test_an_object_larger_than_the_limit(pond: Pond, size: int) -> None:
         found = large.get()
         assert (found == noise(size, 1)).all() and not found.flags.writeable
         if size > 8 * MIB:
-            assert (nested.get()["x"] == noise(size, 2)).all(), "a file of its own is mapped, whatever the budget"
+            assert (nested.get()["x"] == noise(size, 2)).all(), (
+                "a file of its own is mapped, whatever the budget"
+            )
             store.delete(large)
             store._tidy()
             assert (found == noise(size, 1)).all(), "a map outlives its file"
@@ -337,7 +344,7 @@ def test_a_full_disk(small_disk: Path, pond: Pond) -> None:
     assert len(refs) > 25
     assert all((ref.get() == noise(300_000, seed)).all() for seed, ref in enumerate(refs))
     assert store.check() == []
-    del refs[5:]
+    refs.clear()
     store._tidy()
     (small_disk / "ballast").write_bytes(bytes(4 * MIB))
     with pytest.raises(millpond.StoreFullError):
@@ -385,7 +392,9 @@ def damage_flip(path: Path, marker: bytes) -> None:
 def damage_header(path: Path, marker: bytes) -> None:
     with path.open("r+b") as file:
         content = file.read()
-        at = content.rindex(record.MAGIC.to_bytes(2, "little") + bytes([record.VERSION, 0]), 0, content.index(marker))
+        at = content.rindex(
+            record.MAGIC.to_bytes(2, "little") + bytes([record.VERSION, 0]), 0, content.index(marker)
+        )
         file.seek(at + 5)
         file.write(b"\xff")
 
@@ -493,7 +502,8 @@ def test_others_restore_what_a_killed_process_spilled(pond: Pond) -> None:
     wait_until(lambda: store._tidy() or not pond.spilled_files())
 
 
-def test_one_of_many_readers_restores(pond: Pond) -> None:
+def test_one_of_many_readers_restores(pond: Pond, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restore, "STALLED_S", 30.0)  # on a busy machine a reader may seem to be stopped
     store = pond.store("64MiB")
     inherited.append(store.put(noise(8 * MIB)))
     members = [pond.worker() for _ in range(4)]
@@ -504,143 +514,3 @@ def test_one_of_many_readers_restores(pond: Pond) -> None:
             member.start(lambda own: int(workers.inherited[0].get().sum()))
         assert {member.result() for member in members} == {int(noise(8 * MIB).sum())}
         assert store.stats().restored_objects_total == before + 1
-
-
-# --- interrupts ---
-
-
-class Interrupt:
-    """Raises KeyboardInterrupt at the nth line or call return of the slow paths, as Ctrl-C may."""
-
-    def __init__(self, number: int) -> None:
-        self.left = number
-
-    def trace(self, frame: FrameType, event: str, _: Any) -> Any:
-        name = frame.f_code.co_filename
-        if not re.search(r"millpond/(store/(store|room|restore)|spill/\w+)\.py$", name):
-            return None
-        if event in ("line", "call"):
-            self.left -= 1
-            if self.left == 0:
-                raise KeyboardInterrupt
-        return self.trace
-
-    def during(self, call: Callable[[], Any]) -> bool:
-        """Whether the call was interrupted."""
-        sys.settrace(self.trace)
-        try:
-            call()
-        except KeyboardInterrupt:
-            return True
-        finally:
-            sys.settrace(None)
-        return False
-
-
-def test_a_restore_may_be_interrupted_anywhere(pond: Pond) -> None:
-    store = pond.store("4MiB")
-    refs = [store.put(noise(300_000, seed)) for seed in range(2)]
-    interrupts = 0
-    for number in range(1, 1000):
-        store.spill()
-        assert states(store, refs)[0] == "spilled", f"after an interrupt at step {number - 1}"
-        if not Interrupt(number).during(lambda: store.get(refs[0])):
-            break
-        interrupts += 1
-        assert store.check() == []
-        assert (store.get(refs[0], timeout=5) == noise(300_000)).all(), f"after an interrupt at step {number}"
-        assert store.stats().pinned_bytes == 0, f"after an interrupt at step {number}"
-    assert interrupts > 50
-
-
-def test_a_put_may_be_interrupted_anywhere(pond: Pond) -> None:
-    store = pond.store("2MiB")
-    kept = [store.put(noise(200_000, seed)) for seed in range(3)]
-    interrupts, objects = 0, len(store)
-    for number in range(1, 3000, 3):
-        for ref in kept:
-            store.get(ref)
-        filling = [store.put(noise(180_000, 50 + seed)) for seed in range(12)]
-        interrupted = Interrupt(number).during(lambda: store.put(noise(190_000)))
-        filling.clear()
-        if not interrupted:
-            break
-        interrupts += 1
-        assert len(store) == objects, f"after an interrupt at step {number}"
-        assert store.check() == [] and store.stats().pinned_bytes == 0, f"after an interrupt at step {number}"
-    assert all((ref.get() == noise(200_000, seed)).all() for seed, ref in enumerate(kept))
-    assert interrupts > 20
-
-
-def test_signals_interrupt_at_random(pond: Pond) -> None:
-    store = pond.store("2MiB")
-    refs = [store.put(noise(250_000, seed)) for seed in range(20)]
-    dice = random.Random(4)
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    old = signal.signal(signal.SIGALRM, interrupt)
-    interrupts = 0
-    try:
-        end = time.monotonic() + 1.5
-        while time.monotonic() < end:
-            try:
-                signal.setitimer(signal.ITIMER_REAL, dice.uniform(0.0005, 0.005))
-                while True:
-                    ref = dice.choice(refs)
-                    store.get(ref)
-                    store.put(noise(100, 1))
-            except KeyboardInterrupt:
-                interrupts += 1
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, old)
-    assert interrupts > 50
-    assert store.check() == []
-    for seed, ref in enumerate(refs):
-        assert (store.get(ref, timeout=5) == noise(250_000, seed)).all()
-    assert store.stats().pinned_bytes == 0 and store.stats().overflow_bytes == 0
-
-
-# --- what compiled code and Python agree upon ---
-
-
-def test_records_have_one_format(pond: Pond, store: millpond.Store) -> None:
-    """The compiled frames are what record.py writes, at both sides of every boundary."""
-    sizes = [0, 1, 63, 64, 65, 4096, record.PAGED_MIN - 65]
-    drafts = [store.create_buffer(size) for size in sizes]
-    for seed, draft in enumerate(drafts):
-        draft.buffer[:] = noise(sizes[seed], seed).tobytes()
-    refs = [draft.seal() for draft in drafts]
-    del draft, drafts
-    rows = store._candidates()
-    batch = hot.Batch(store, rows, 1 << 62)
-    assert batch.count == batch.small == len(sizes)
-    target = bytearray(b"\xee" * (MIB))
-    stop, used = batch.frame(0, target, 0, None)
-    assert stop == batch.count and used % record.PAGE == 0
-    at = 0
-    for index in range(batch.count):
-        entry, birth, size = batch.item(index)
-        found = record.RecordHeader.unpack(bytes(target[at : at + record.HEADER_BYTES]))
-        start = at + record.payload_start(record.CODEC_NONE, size)
-        payload = bytes(target[start : start + found.stored])
-        expected = record.RecordHeader(store.uuid, entry, birth, record.CODEC_NONE, size, size, found.checksum)
-        assert found == expected and found.checksum == record.xxh3_64_intdigest(payload)
-        assert payload[64:] == noise(size - 64, next(s for s, r in enumerate(refs) if r._key == (entry, birth))).tobytes()
-        end = at + record.record_length(record.CODEC_NONE, size, size)
-        assert not any(target[start + size : end]), "gaps are zeroed"
-        at = end
-    assert record.padded(at) == used and not any(target[at:used]) and target[used] == 0xEE
-    batch.cancel()
-    assert store.stats().pinned_bytes == 0
-
-
-def test_values_from_64_kib_on_are_not_framed_by_compiled_code(store: millpond.Store) -> None:
-    drafts = [store.create_buffer(record.PAGED_MIN - 64 + extra) for extra in (-1, 0, 1)]
-    refs = [draft.seal() for draft in drafts]
-    batch = hot.Batch(store, store._candidates(), 1 << 62)
-    assert [ref.size for ref in refs] == [record.PAGED_MIN - 1, record.PAGED_MIN, record.PAGED_MIN + 1]
-    assert (batch.count, batch.small) == (3, 1)
-    assert batch.item(0)[2] == record.PAGED_MIN - 1

@@ -196,10 +196,9 @@ def test_a_segment_goes_when_its_last_record_is_dead(place: Place) -> None:
         place.writer.roll_dead()
         assert sweep_dead(place.table, place.directories) == 0
         place.table.drop(batch.key(index))
-    place.writer._lock.acquire()
-    place.writer.roll_dead()
-    assert place.table.open_segments == 1, "it waits for nobody"
-    place.writer._lock.release()
+    with place.writer._turn():
+        place.writer.roll_dead()
+        assert place.table.open_segments == 1, "not while somebody writes"
     place.writer.roll_dead()
     assert sweep_dead(place.table, place.directories) == 1
 

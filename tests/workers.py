@@ -37,9 +37,9 @@ def wait_until(condition: Callable[[], Any], timeout: float = 10.0) -> Any:
     return found
 
 
-def serve(pipe: Connection) -> None:
-    """The life of a worker."""
-    own = SimpleNamespace()
+def serve(pipe: Connection, own: Any = None) -> None:
+    """The life of a worker, which starts with what is in the namespace `own`."""
+    own = SimpleNamespace() if own is None else own
     while True:
         try:
             message = pipe.recv_bytes()
@@ -50,7 +50,7 @@ def serve(pipe: Connection) -> None:
         pipe.send_bytes(_perform(own, message))
 
 
-def _perform(own: SimpleNamespace, message: bytes) -> bytes:
+def _perform(own: Any, message: bytes) -> bytes:
     try:
         function, arguments = pickle.loads(message)
         return cloudpickle.dumps((function(own, *arguments), None))

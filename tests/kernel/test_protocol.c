@@ -508,12 +508,13 @@ static void pools_say_which_is_full(void) {
     uint32_t entry, count = 0;
     mp_code code;
     open_store();
-    while ((code = mp_draft(&a, 10, &entry, &birth, &offset)) == MP_OK) count++;
+    for (; (code = mp_draft(&a, 10, &entry, &birth, &offset)) == MP_OK; count++) mp_seal(&a, entry, birth);
     CHECK_EQ(code, MP_POOL_FULL);
     CHECK_EQ(strcmp(a.full_pool, "objects"), 0);
     CHECK_EQ(count, 299);
     mp_drop_all(&a);
     CHECK_EQ(mp_draft(&a, 10, &entry, &birth, &offset), MP_OK);
+    CHECK_EQ(mp_seal(&a, entry, birth), MP_OK);
     close_store();
 }
 

@@ -1,0 +1,88 @@
+"""What tests let the workers of a process pool do; in a module of its own, since workers import it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from workers import wait_until
+
+Array = npt.NDArray[np.float64]
+started_with: list[Any] = []
+
+
+def double(x: Any) -> Any:
+    return x * 2
+
+
+def add(x: Any, y: Any = 0) -> Any:
+    return x + y
+
+
+def ones(n: int) -> Array:
+    return np.ones(n)
+
+
+def echo(value: Any) -> Any:
+    return value
+
+
+def describe(*args: Any, **kwargs: Any) -> list[tuple[str, bool, float]]:
+    """(type, can be written to, sum) of each argument."""
+    values = [*args, *kwargs.values()]
+    return [(type(v).__name__, getattr(getattr(v, "flags", None), "writeable", True), sum(v)) for v in values]
+
+
+def fail(message: str) -> None:
+    raise LookupError(message)
+
+
+def kill_oneself(*_: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_while_sending(n: int) -> Array:
+    """Its result is in the store and handed off, and never arrives."""
+    Connection._send_bytes = kill_oneself  # type: ignore[attr-defined]
+    return np.ones(n)
+
+
+def announce_and_wait(directory: Path, value: Any = None) -> int:
+    """Says that it runs, and goes on when it is told to."""
+    (directory / str(os.getpid())).touch()
+    wait_until(lambda: (directory / "go").exists(), 10)
+    return 0 if value is None else len(value)
+
+
+def start(value: Any) -> None:
+    started_with.append(value)
+
+
+def start_badly() -> None:
+    raise LookupError("it cannot start")
+
+
+def what_started() -> list[Any]:
+    return started_with
+
+
+def pid(_: Any = None) -> int:
+    return os.getpid()
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate()]
+
+
+class Unloadable:
+    """Pickles, and fails when it is loaded."""
+
+    def __reduce__(self) -> Any:
+        return fail, ("cannot be loaded",)

@@ -1,0 +1,147 @@
+/* Faults that an attack on the kernel found, each in slow motion: b does, where a failpoint stops a, what
+ * another process may do there.
+ */
+#define _GNU_SOURCE
+#include <stdio.h>
+#include <string.h>
+
+#include "failpoint_page.h"
+#include "fixture.h"
+
+#define SOON 3600000000000ull
+
+static fixture store;
+static mp_member a, b;
+
+static void open_store(void) {
+    fixture_create(&store, (fixture_shape){.arena_bytes = 8 << 20, .memory_limit = 4 << 20, .entries = 2000});
+    fixture_first(&store, &a);
+    fixture_join(&a, &b);
+    CHECK_EQ(mp_grow(&a, 1), MP_OK);
+}
+
+static void close_store(void) {
+    fixture_check(&a);
+    mp_release_slot(&b);
+    mp_token_expire(&a, UINT64_MAX - 1);
+    mp_drop_all(&a);
+    fixture_check(&a);
+    CHECK_EQ(a.header->pool_entries.used, 1);
+    fixture_leave(&b);
+    fixture_unmap(&a);
+    fixture_close(&store);
+}
+
+static uint32_t make(mp_member *m, uint64_t *birth) {
+    uint64_t offset;
+    uint32_t entry;
+    CHECK_EQ(mp_draft(m, 100, &entry, birth, &offset), MP_OK);
+    CHECK_EQ(mp_seal(m, entry, *birth), MP_OK);
+    return entry;
+}
+
+/* During a rebuild every item of a pool looks used, so whoever wants one raises the high-water mark. */
+static void want_more(const char *name) {
+    mp_pool *pools[] = {&a.header->pool_tokens, &a.header->pool_names, &a.header->pool_segments, &a.header->pool_edges};
+    if (strncmp(name, "rebuild.", 8) != 0) return;
+    for (int i = 0; i < 4; i++) (void)mp_pool_ensure(&b, pools[i], pools[i]->high - pools[i]->used + 1);
+}
+
+/* Nobody is given an item twice, and none is lost. */
+static void pools_may_grow_during_a_rebuild(void) {
+    uint64_t birth;
+    char name[16];
+    open_store();
+    uint32_t entry = make(&a, &birth), count = 0;
+    CHECK_EQ(mp_name_set(&a, "first", 5, entry, birth, false), MP_OK);
+    CHECK_EQ(a.header->pool_names.high < a.geometry.names, 1);
+    CHECK_EQ(mp_lock(&a, -1), MP_OK);
+    failpoint_hook = want_more;
+    CHECK_EQ(mp_rebuild(&a), MP_OK);
+    failpoint_hook = NULL;
+    mp_unlock(&a);
+    do snprintf(name, sizeof name, "%u", ++count);
+    while (mp_name_set(&a, name, (uint32_t)strlen(name), entry, birth, false) == MP_OK);
+    CHECK_EQ(count, a.geometry.names - 1);
+    fixture_check(&a);
+    CHECK_EQ(mp_name_remove(&a, "first", 5), MP_OK);
+    while (--count > 0) {
+        snprintf(name, sizeof name, "%u", count);
+        CHECK_EQ(mp_name_remove(&a, name, (uint32_t)strlen(name)), MP_OK);
+    }
+    close_store();
+}
+
+/* close() drops all refs while another thread of the process is in the middle of a put. */
+static void a_put_outlives_the_drop_of_all(void) {
+    uint64_t offset, other, birth, later;
+    uint32_t entry, second;
+    open_store();
+    CHECK_EQ(mp_draft(&b, 100, &entry, &birth, &offset), MP_OK);
+    mp_drop_all(&b);
+    CHECK_EQ(mp_draft(&a, 100, &second, &later, &other), MP_OK);
+    CHECK_EQ(other != offset, 1); /* b still writes there */
+    CHECK_EQ(mp_seal(&a, second, later), MP_OK);
+    CHECK_EQ(mp_seal(&b, entry, birth), MP_OK);
+    mp_release_slot(&b);
+    CHECK_EQ(mp_state(&a, entry, birth), MP_NOT_FOUND);
+    close_store();
+}
+
+/* A draft that others wait for will not be sealed once its writer has closed the store. */
+static void a_closed_writer_abandons(void) {
+    uint64_t offset, birth;
+    uint32_t entry;
+    open_store();
+    CHECK_EQ(mp_draft(&b, 100, &entry, &birth, &offset), MP_OK);
+    mp_pin(&b, entry, MP_ONE_OP);
+    CHECK_EQ(mp_hold(&a, entry, birth), MP_OK);
+    mp_drop_all(&b);
+    CHECK_EQ(mp_state(&a, entry, birth), MP_IS_ABANDONED);
+    CHECK_EQ(a.entries[entry].extent, 1); /* an array of the writer may be alive */
+    mp_unpin(&b, entry, MP_ONE_OP);
+    CHECK_EQ(a.entries[entry].extent, 0);
+    close_store();
+}
+
+/* Behind a stopped holder the put-off decrements cost one wait, not one each; none is lost. */
+static void put_off_drops_wait_once(void) {
+    uint64_t birth;
+    uint32_t entries[3];
+    open_store();
+    for (int i = 0; i < 3; i++) entries[i] = make(&a, &birth);
+    CHECK_EQ(mp_lock(&b, -1), MP_OK);
+    for (int i = 0; i < 3; i++) {
+        CHECK_EQ(mp_drop(&a, entries[i], 1000), MP_BUSY);
+        mp_drop_later(&a, entries[i]);
+    }
+    CHECK_EQ(mp_drain_quickly(&a), 1);
+    CHECK_EQ(mp_drain_quickly(&a), 1);
+    mp_unlock(&b);
+    CHECK_EQ(mp_drain_quickly(&a), 0);
+    CHECK_EQ(a.header->pool_entries.used, 1);
+    close_store();
+}
+
+/* A pickle that was made to name a free record must not free it again. */
+static void a_nonce_of_zero_opens_nothing(void) {
+    uint64_t birth;
+    uint32_t token;
+    open_store();
+    uint32_t entry = make(&a, &birth);
+    CHECK_EQ(mp_token_issue(&a, entry, birth, 1, SOON, 5, &token), MP_OK);
+    CHECK_EQ(mp_token_load(&b, token, 5, entry, birth), MP_OK);
+    CHECK_EQ(mp_token_load(&b, token, 0, entry, birth), MP_OK);
+    CHECK_EQ(a.header->pool_tokens.used, 1);
+    close_store();
+}
+
+int main(int argc, char **argv) {
+    check_arguments(argc, argv);
+    RUN(pools_may_grow_during_a_rebuild);
+    RUN(a_put_outlives_the_drop_of_all);
+    RUN(a_closed_writer_abandons);
+    RUN(put_off_drops_wait_once);
+    RUN(a_nonce_of_zero_opens_nothing);
+    return 0;
+}

@@ -1,0 +1,323 @@
+"""kill -9 at every failpoint that an operation of a store reaches: the others hold what they held.
+
+A victim joins the store, creates objects that this process then holds, and dies in the middle of one
+operation. A first run counts which failpoints the operation reaches; then one victim dies at each, at the
+first and at the last time it comes by (with MILLPOND_NIGHTLY at every time). After each death the check
+finds no fault, the values that the dead created are whole, and when they are dropped nothing is left: no
+object, hand-off, contained ref, slot, byte of memory or file on disk.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+import millpond
+from failpoints import BUILD, Page, names
+from ponds import Pond, residue
+from workers import Worker, wait_until
+
+HITS_MAX = 10_000 if os.environ.get("MILLPOND_NIGHTLY") else 2
+
+
+# --- what victims do: `own.store` is theirs, `own.loan` an exported ref of ours ---
+
+
+def attach(own: Any) -> None:
+    own.second = millpond.connect(own.address)
+
+
+def put(own: Any) -> None:
+    own.refs = [
+        own.store.put(value) for value in (1, b"x" * 3000, np.ones(7), np.ones(40_000), [np.ones(9_000)])
+    ]
+
+
+def nested(own: Any) -> None:
+    inner = own.store.put("inner")
+    outer = own.store.put([inner, own.store.put([inner] * 300)])
+    del inner
+    own.refs = outer.get()
+    del outer
+
+
+def name(own: Any) -> None:
+    own.refs = [own.store.put(1, name="a")]
+    own.refs.append(own.store.put(2, name="a", replace=True))
+    own.refs.append(own.store.lookup("a"))
+    own.store.delete("a")
+
+
+def draft(own: Any) -> None:
+    with own.store.create(30_000, "u1") as draft:
+        draft.array[:] = 1
+        own.refs = [draft.seal()]
+    own.store.create_buffer(100).abort()
+
+
+def hand_off(own: Any) -> None:
+    own.pickles = [pickle.dumps(own.kept), own.kept.export(deliveries=3)]
+
+
+def load(own: Any) -> None:
+    own.refs = [millpond.load_ref(own.loan), millpond.load_ref(own.loan), pickle.loads(own.pickles[0])]
+
+
+def drop(own: Any) -> None:
+    own.refs = own.kept = None
+
+
+def delete(own: Any) -> None:
+    for ref in own.refs:
+        own.store.delete(ref)
+    own.views = own.refs = None
+
+
+def fork(own: Any) -> None:
+    pid = os.fork()
+    if pid == 0:
+        good = own.kept.get()[-1] == 1 and own.views[0][-1] == 1
+        own.views = own.refs = own.kept = None
+        os._exit(not good)
+    status = os.waitpid(pid, 0)[1]
+    assert status == 0 or os.WTERMSIG(status) == signal.SIGKILL
+    assert own.kept.get()[-1] == 1 and own.store.put(1).get() == 1, "a child that dies at birth hurts nobody"
+
+
+def spill(own: Any) -> None:
+    own.store.spill()
+
+
+def restore(own: Any) -> None:
+    assert [len(own.store.get(ref, copy=True)) for ref in own.refs] == [40_000] * 3
+
+
+def overflow(own: Any) -> None:
+    """More than memory holds: what is cold goes to disk, and comes back."""
+    own.refs = [own.store.put(np.ones(40_000)) for _ in range(12)]
+    assert all(ref.get(copy=True).sum() == 40_000 for ref in own.refs[:3])
+
+
+def tidy(own: Any) -> None:
+    """Takes apart what another dead member left."""
+    own.store._tidy()
+
+
+def close(own: Any) -> None:
+    own.store.close()
+    own.views = None
+
+
+# --- what they do before it, unharmed ---
+
+
+def with_objects(own: Any) -> None:
+    own.refs = [own.store.put(value) for value in (1, b"x" * 3000, np.ones(7), np.ones(40_000))]
+    own.refs.append(own.store.put([own.refs[2], own.store.put([own.refs[0]] * 3)]))
+    own.views = [own.kept.get(), own.refs[3].get()]
+
+
+def with_pickle(own: Any) -> None:
+    own.pickles = [pickle.dumps(own.kept)]
+
+
+def with_spilled(own: Any) -> None:
+    own.refs = [own.store.put(np.ones(40_000)) for _ in range(3)]
+    own.store.spill()
+
+
+def with_dead(own: Any) -> None:
+    with_objects(own)
+    pid = os.fork()
+    if pid == 0:
+        own.draft = own.store.create(50_000, "u1")
+        own.refs.append(own.store.put([own.refs[0]]))
+        own.store.spill(own.refs[-1])
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+class Operation(NamedTuple):
+    act: Callable[[Any], None]
+    before: Callable[[Any], None] | None
+    reaches: set[str]
+    """Some that it must come by, or it does not do what it is here for."""
+
+
+OPERATIONS = [
+    Operation(attach, None, {"slot.locked", "slot.mark"}),
+    Operation(put, None, {"draft.filled", "draft.held", "draft.born", "seal.before", "lock.unlock"}),
+    Operation(nested, None, {"edge.filled", "edge.linked", "edge.cut", "edge.last", "hold.bit", "bury.free"}),
+    Operation(name, None, {"name.filled", "name.set", "name.replaced", "name.removed"}),
+    Operation(draft, None, {"seal.before", "pin.bit", "unpin.bit", "unpin.count", "kill.chosen"}),
+    Operation(hand_off, None, {"token.filled", "token.issued"}),
+    Operation(load, with_pickle, {"token.held", "token.freed", "hold.bit"}),
+    Operation(drop, with_objects, {"drop.bit", "collect.garbage", "kill.chosen", "bury.free", "edge.cut"}),
+    Operation(delete, with_objects, {"kill.chosen", "bury.extent", "unpin.dead", "bury.place"}),
+    Operation(
+        fork, with_objects, {"fork.locked", "fork.reserved", "fork.copied", "fork.child", "fork.adopted"}
+    ),
+    Operation(
+        spill, with_objects, {"segment.open", "clean.claimed", "place.set", "evict.evicting", "evict.spilled"}
+    ),
+    Operation(restore, with_spilled, {"restore.allocated", "restore.begun", "restore.filled"}),
+    Operation(overflow, None, {"grow.planned", "grow.committed", "evict.spilled", "restore.filled"}),
+    Operation(tidy, with_dead, {"reap.marked", "reap.entry", "reap.done"}),
+    Operation(close, with_objects, {"drop.bit", "reap.marked", "reap.done"}),
+]
+
+
+# --- the nursery: a program of the second build that forks a victim at a time ---
+
+
+def bear(own: Any, address: str, loan: bytes, before: Any, act: Any) -> list[Any]:
+    """Forks a victim; returns refs to what it has created when it stands before its operation."""
+    ours, theirs = os.pipe(), os.pipe()
+    own.pid = os.fork()
+    if own.pid == 0:
+        try:
+            os.close(ours[0])
+            os.close(theirs[1])
+            victim = SimpleNamespace(address=address, loan=loan)
+            os.write(ours[1], pickle.dumps(prepare(victim, before, act)))
+            if os.read(theirs[0], 1):
+                act(victim)
+            os._exit(0)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            os._exit(1)
+    os.close(ours[1])
+    os.close(theirs[0])
+    own.end, own.go = ours[0], theirs[1]
+    return pickle.loads(os.read(own.end, 1 << 16))
+
+
+def prepare(victim: Any, before: Any, act: Any) -> list[bytes]:
+    if act.__name__ == "attach":
+        return []
+    victim.store = millpond.connect(victim.address)
+    victim.kept = victim.store.put(np.ones(30_000))
+    created = [victim.kept, victim.store.put("small"), victim.store.put([victim.store.put(np.ones(5000))])]
+    exported = [ref.export() for ref in created]
+    if before:
+        before(victim)
+    return exported
+
+
+def run_on(own: Any) -> int:
+    """Lets the victim begin; how it ended, after its last child did."""
+    os.write(own.go, b"x")
+    os.read(own.end, 1)
+    os.close(own.go)
+    os.close(own.end)
+    status: int = os.waitstatus_to_exitcode(os.waitpid(own.pid, 0)[1])
+    return status
+
+
+# --- and the survivor ---
+
+
+@pytest.fixture
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Page]:
+    if not (BUILD / "millpond" / "hot.pyi").exists():
+        pytest.fail(f"{BUILD} is not there: `make failpoints` builds it")
+    page = Page(tmp_path / "page")
+    monkeypatch.setenv("MILLPOND_FAILPOINT_PAGE", str(page.path))
+    monkeypatch.setattr(sys, "path", [str(BUILD), *sys.path])  # of the programs that we start
+    yield page
+    page.close()
+
+
+class Survivor:
+    """This process: it holds what victims create."""
+
+    def __init__(self, pond: Pond, nursery: Worker, operation: Operation) -> None:
+        self.store = pond.store("2MiB", handoff_timeout=0.2, overflow_limit="8MiB")
+        self.mine = self.store.put(np.arange(1000))
+        self._view = self.mine.get()  # so that it stays in memory
+        self._used = residue(self.store)["used memory"]
+        self._nursery, self._operation = nursery, operation
+
+    def run(self, page: Page, arm: Callable[[], None]) -> bool:
+        """One victim; whether somebody died."""
+        self.store._shrink(1 << 40)  # so that each victim meets the same memory
+        loan = self.mine.export(deliveries=2, timeout=60)
+        born = self._nursery.run(bear, self.store.address, loan, self._operation.before, self._operation.act)
+        held = [millpond.load_ref(data) for data in born]
+        arm()
+        status: int = self._nursery.run(run_on)
+        died = page.disarm()
+        assert status in (0, -signal.SIGKILL)
+        self.read(held)
+        del held
+        with suppress(millpond.ObjectNotFoundError):
+            self.store.delete("a")
+        with suppress(millpond.ObjectNotFoundError):
+            while self.store.refs(self.mine).handoffs:
+                millpond.load_ref(loan)
+        return died
+
+    def read(self, held: list[millpond.ObjectRef]) -> None:
+        assert self.store.check() == []
+        assert self.mine.get()[-1] == 999
+        if held:
+            assert held[0].get().sum() == 30_000 and held[1].get() == "small"
+            assert held[2].get()[0].get().sum() == 5000
+        assert self.store.put([held]).get() == [held]
+
+    def expect_nothing_left(self) -> None:
+        def left() -> dict[str, Any]:
+            found = residue(self.store)
+            found["objects"] = [info for info in found["objects"] if info.id != self.mine.id]
+            found["deleted but not gone"] -= 1
+            found["used memory"] -= self._used
+            return {key: value for key, value in found.items() if value}
+
+        with suppress(AssertionError):
+            wait_until(lambda: not left(), 5)
+        assert left() == {}
+        assert self.store.check() == []
+
+    def close(self) -> None:
+        del self.mine, self._view
+
+
+def spread(count: int, hits_max: int) -> list[int]:
+    """Which of `count` hits: the first and the last, and some in between."""
+    steps = min(count, hits_max)
+    return sorted({1 + (count - 1) * step // max(1, steps - 1) for step in range(steps)})
+
+
+def test_the_hits_that_are_chosen() -> None:
+    assert spread(1, 2) == [1] and spread(9, 2) == [1, 9] and spread(9, 1) == [1]
+    assert spread(5, 40) == [1, 2, 3, 4, 5] and len(spread(1000, 40)) == 40
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.act.__name__)
+def test_kill(pond: Pond, page: Page, operation: Operation) -> None:
+    survivor = Survivor(pond, pond.worker(program=True), operation)
+    survivor.run(page, page.forget)
+    reached = page.hits()
+    assert operation.reaches <= reached.keys() <= set(names())
+    survivor.expect_nothing_left()
+    missed, deaths = [], 0
+    for point, count in reached.items():
+        for hit in spread(count, HITS_MAX):
+            deaths += 1
+            if not survivor.run(page, lambda point=point, hit=hit: page.arm(point, hit)):
+                missed.append((point, hit))
+            survivor.expect_nothing_left()
+    # a pool grows once; how often something is done may differ from run to run
+    assert {point for point, hit in missed if hit == 1} <= {"pool.populated"}, missed
+    survivor.close()
+    print(f"{deaths - len(missed)} deaths at {len(reached)} failpoints")

@@ -1,0 +1,143 @@
+"""Ctrl-C at any moment of a put or get that overflows: nothing is lost, pinned or half done for good."""
+
+from __future__ import annotations
+
+import linecache
+import os
+import random
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ponds import Pond
+
+
+def noise(nbytes: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, nbytes, np.uint8)
+
+
+class Interrupt:
+    """Raises KeyboardInterrupt before the nth line of the slow paths, as Ctrl-C may."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+
+    def trace(self, frame: FrameType, event: str, _: Any) -> Any:
+        name = frame.f_code.co_filename
+        if not re.search(r"millpond/(store/(store|room|restore)|spill/\w+)\.py$", name):
+            return None
+        # A "with" is reported once more before __exit__ is called, where no signal can come between.
+        is_with = linecache.getline(name, frame.f_lineno).lstrip().startswith("with ")
+        if event in ("line", "call") and not is_with:
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+        return self.trace
+
+    def during(self, call: Callable[[], Any]) -> bool:
+        """Whether the call was interrupted."""
+        sys.settrace(self.trace)
+        try:
+            call()
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(None)
+        return False
+
+
+def close_all(pond: Pond) -> None:
+    """Between os.open and its first use an interrupt leaves a descriptor: no Python program can help that."""
+    pond.close_empty()
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):
+            if ".seg" in os.readlink(f"/proc/self/fd/{fd}"):
+                os.close(int(fd))
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # in a generator that is closed
+def test_a_restore_may_be_interrupted_anywhere(pond: Pond) -> None:
+    store = pond.store("4MiB")
+    refs = [store.put(noise(300_000, seed)) for seed in range(2)]
+    interrupts = 0
+    for number in range(1, 1000):
+        store.spill()
+        assert store.stats().spilled_objects == 2, f"after an interrupt at step {number - 1}"
+        interrupt = Interrupt(number)
+        interrupts += interrupt.during(lambda: store.get(refs[0]))
+        if interrupt.left > 0:
+            break
+        assert store.check() == []
+        assert (store.get(refs[0], timeout=5) == noise(300_000)).all(), f"after an interrupt at step {number}"
+        assert store.stats().pinned_bytes == 0, f"after an interrupt at step {number}"
+    refs.clear()
+    close_all(pond)
+    assert interrupts > 40
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # in a generator that is closed
+def test_a_put_may_be_interrupted_anywhere(pond: Pond) -> None:
+    store = pond.store("2MiB")
+    kept = [store.put(noise(200_000, seed)) for seed in range(3)]
+    interrupts, objects = 0, len(store)
+    for number in range(1, 3000, 3):
+        for ref in kept:
+            store.get(ref)
+        filling = [store.put(noise(180_000, 50 + seed)) for seed in range(12)]
+        interrupt = Interrupt(number)
+        interrupts += interrupt.during(lambda: store.put(noise(190_000)))
+        filling.clear()
+        if interrupt.left > 0:
+            break
+        assert len(store) == objects, f"after an interrupt at step {number}"
+        assert store.check() == [] and store.stats().pinned_bytes == 0, f"after an interrupt at step {number}"
+    assert all((ref.get() == noise(200_000, seed)).all() for seed, ref in enumerate(kept))
+    kept.clear()
+    del ref
+    close_all(pond)
+    assert interrupts > 20
+
+
+def test_signals_interrupt_at_random(pond: Pond) -> None:
+    store = pond.store("2MiB")
+    refs = [store.put(noise(250_000, seed)) for seed in range(20)]
+    dice = random.Random(4)
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGALRM, interrupt)
+    interrupts = 0
+    try:
+        end = time.monotonic() + 1.5
+        while time.monotonic() < end:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, dice.uniform(0.0005, 0.005))
+                while True:
+                    store.get(dice.choice(refs))
+                    store.put(noise(100, 1))
+            except KeyboardInterrupt:
+                interrupts += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+    assert interrupts > 50
+    assert store.check() == []
+    for seed, ref in enumerate(refs):
+        assert (store.get(ref, timeout=5) == noise(250_000, seed)).all()
+    assert store.stats().pinned_bytes == 0 and store.stats().overflow_bytes == 0
+    refs.clear()
+    del ref
+    close_all(pond)
