@@ -12,6 +12,17 @@ import millpond
 from ponds import Pond
 
 
+def test_the_name_of_a_deleted_object_is_free(store: millpond.Store) -> None:
+    """Nobody has to take it off first; until then it tells how the object ended."""
+    ref = store.put(1, name="reused")
+    store.delete(ref)
+    with pytest.raises(millpond.ObjectDeletedError):
+        store.lookup("reused").get()
+    store.put(2, name="reused")
+    assert store.lookup("reused").get() == 2
+    store.delete("reused")
+
+
 def test_a_name_holds_its_object(store: millpond.Store) -> None:
     ref = store.put(np.arange(1000), name="model")
     assert store.lookup("model") == ref and "model" in store

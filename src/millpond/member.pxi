@@ -200,12 +200,14 @@ cdef class Member:
         return self.m.state != MP_MEMBER_OPEN
 
     cdef int ensure_open(self) except -1:
-        if self.m.state == MP_MEMBER_OPEN and self.m.wipe[0]:
+        if self.m.state == MP_MEMBER_OPEN and self.m.wipe[0] and self.m.slots[self.m.slot].word == self.m.slot_word:
             return 0
         if self.m.state == MP_MEMBER_ORPHAN:
             raise errors.StoreClosedError(
                 "no member slot was free when this process was forked: its views are valid, but it cannot use the store"
             )
+        if self.m.state == MP_MEMBER_OPEN and self.m.wipe[0]:
+            raise self.failure(MP_CLOSED, "the store")
         if self.m.state == MP_MEMBER_OPEN:
             raise errors.StoreClosedError("this process was cloned behind the store's back (not by fork): connect again")
         raise errors.StoreClosedError("the store is closed in this process: create or connect it again")

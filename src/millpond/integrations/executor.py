@@ -15,6 +15,7 @@ import concurrent.futures
 import io
 import itertools
 import multiprocessing
+import multiprocessing.util
 import os
 import pickle
 import secrets
@@ -331,6 +332,8 @@ def _start_worker(
     """The pool's initializer: runs once in each worker, and then that of the user."""
     global _worker
     _worker = _Worker(connect(address), family, share_above)
+    # A worker ends without the interpreter's own exit functions: the last member must tidy up.
+    multiprocessing.util.Finalize(None, _worker.store.close, exitpriority=0)
     threading.Thread(target=_end_with_parent, name="millpond-parent", daemon=True).start()
     if initializer is not None:
         initializer(*initargs)

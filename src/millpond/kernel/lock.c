@@ -50,6 +50,7 @@ mp_code mp_lock(mp_member *m, int64_t timeout_ns) {
     if (rc == EBUSY) rc = wait_for_mutex(&h->mutex, timeout_ns < 0 ? DEFAULT_TIMEOUT_NS : timeout_ns);
     if (rc == 0 || rc == EOWNERDEAD) {
         atomic_store_explicit(&h->mutex_slot, m->slot + 1, memory_order_relaxed);
+        MP_FAILPOINT("lock.taken");
         if (rc == EOWNERDEAD) return repair(m);
         if (!atomic_load_explicit(&h->poisoned, memory_order_relaxed)) return MP_OK;
         mp_unlock(m);

@@ -13,7 +13,7 @@
 #include "failpoint.h"
 #include "kernel.h"
 
-#define SCAN_STEP 65536u /* entries looked at in one hold of the mutex */
+#define SCAN_STEP 4096u /* entries looked at, and perhaps freed, in one hold of the mutex */
 
 static uint64_t slot_word(uint64_t generation, enum mp_slot_state state) { return generation << 8 | state; }
 static enum mp_slot_state slot_state(uint64_t word) { return (enum mp_slot_state)(word & 255u); }

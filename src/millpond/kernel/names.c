@@ -51,9 +51,15 @@ static void uncount(mp_member *m, uint32_t entry, uint32_t index) {
     mp_collect(m, entry);
 }
 
+/* A name whose object was deleted or lost is as good as free. */
+static bool dead_target(mp_member *m, uint32_t index) {
+    uint32_t target = atomic_load(&m->names[index].target);
+    return target < m->geometry.entries && mp_is_dead(mp_state_of(atomic_load(&m->entries[target].control)));
+}
+
 static mp_code set_locked(mp_member *m, const char *text, uint32_t length, uint32_t entry, bool replace) {
     uint32_t index = find(m, text, length);
-    if (index != 0 && !replace) return MP_TAKEN;
+    if (index != 0 && !replace && !dead_target(m, index)) return MP_TAKEN;
     if (index != 0) {
         uint32_t old = atomic_exchange(&m->names[index].target, entry);
         MP_FAILPOINT("name.replaced");

@@ -13,6 +13,12 @@
 
 /* --- pins --- */
 
+/* The bits of an orphan are shared by all orphans and go with the last of them. Those of a member that was
+ * given up for dead are gone, and its slot may be another's by now. */
+static bool bits_are_ours(mp_member *m) {
+    return m->slot != MP_SLOT_ORPHAN && atomic_load(&m->slots[m->slot].word) == m->slot_word;
+}
+
 void mp_pin(mp_member *m, uint32_t entry, uint64_t unit) {
     _Atomic uint64_t *pins = &m->locals[entry].pins;
     uint64_t count = atomic_load_explicit(pins, memory_order_acquire);
@@ -50,9 +56,8 @@ void mp_unpin(mp_member *m, uint32_t entry, uint64_t unit) {
     pthread_mutex_lock(&m->pins_mutex);
     if (atomic_fetch_sub_explicit(pins, unit, memory_order_acq_rel) == unit) {
         MP_FAILPOINT("unpin.count");
-        if (m->slot != MP_SLOT_ORPHAN) /* that bit is shared by all orphans and goes with the last of them */
-            atomic_fetch_and(mp_pin_word(&m->entries[entry], m->slot), ~mp_bit(m->slot)); /* PAIR unpin-delete */
-        last = m->slot != MP_SLOT_ORPHAN;
+        last = bits_are_ours(m);
+        if (last) atomic_fetch_and(mp_pin_word(&m->entries[entry], m->slot), ~mp_bit(m->slot)); /* PAIR unpin-delete */
     }
     pthread_mutex_unlock(&m->pins_mutex);
     MP_FAILPOINT("unpin.bit");
@@ -139,6 +144,7 @@ mp_code mp_hold(mp_member *m, uint32_t entry, uint64_t birth) {
 
 /* The last local ref: our bit goes, and with it perhaps the object. Both mutexes held. */
 static void let_go(mp_member *m, uint32_t entry) {
+    if (!bits_are_ours(m)) return;
     mp_entry *e = &m->entries[entry];
     atomic_fetch_and(mp_holder_word(e, m->slot), ~mp_bit(m->slot));
     MP_FAILPOINT("drop.bit");

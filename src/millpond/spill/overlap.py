@@ -10,7 +10,7 @@ Not here: what is called.
 from __future__ import annotations
 
 from collections.abc import Callable
-from threading import Thread
+from threading import Event, Thread
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -22,11 +22,13 @@ class Overlap(Generic[T]):
 
     def __init__(self) -> None:
         self._thread: Thread | None = None
+        self._done = Event()
         self._results: list[T] = []
         self._errors: list[BaseException] = []
 
     def start(self, call: Callable[[], T]) -> None:
         """Starts `call`; `finish` must have been called since the last start."""
+        self._done.clear()
         thread = Thread(target=self._run, args=(call,), name="millpond-disk", daemon=True)
         try:
             thread.start()
@@ -39,6 +41,8 @@ class Overlap(Generic[T]):
             self._results.append(call())
         except BaseException as error:
             self._errors.append(error)
+        finally:
+            self._done.set()
 
     def finish(self) -> T | None:
         """Waits for the call; returns what it returned or raises what it raised. None: there was none."""
@@ -51,9 +55,10 @@ class Overlap(Generic[T]):
         interrupt = None
         while self._thread is not None:
             try:
-                self._thread.join()
-                self._thread = None
-            except BaseException as error:  # Ctrl-C must not leave the call at work on memory that is used again
+                self._done.wait()  # before Python 3.13, a join that was interrupted takes the thread for dead
+                thread, self._thread = self._thread, None
+                thread.join()
+            except BaseException as error:  # the call must not be left at work on memory that is used again
                 interrupt = error
         if interrupt is not None:
             raise interrupt

@@ -39,13 +39,15 @@ def stats(store: Store) -> Stats:
     totals = store._totals()
     size, clean = survey["size"], survey["clean"] != 0
     resident = _in_state(survey, "resident")
+    # the value of a dropped or deleted object stays as long as somebody has a view of it
+    in_memory = resident | (~np.isin(survey["state"], _ALIVE) & (survey["pins"] > 0))
     return Stats(
         objects=int(np.isin(survey["state"], _ALIVE).sum()),
         members=len(store._members()),
         memory_limit=totals["memory_limit"],
         spill_limit=totals["spill_limit"],
-        memory_bytes=int(size[resident].sum()),
-        pinned_bytes=int(size[resident & (survey["pins"] > 0)].sum()),
+        memory_bytes=int(size[in_memory].sum()),
+        pinned_bytes=int(size[in_memory & (survey["pins"] > 0)].sum()),
         committed_bytes=totals["committed_bytes"],
         warm_bytes=totals["free_bytes"],
         table_bytes=store._table_bytes(),

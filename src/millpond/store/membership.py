@@ -17,7 +17,7 @@ from millpond import hot
 from millpond.errors import AttachError, MillpondError
 from millpond.eviction.limits import usable_memory
 from millpond.store import peers, registry
-from millpond.store.options import Options
+from millpond.store.options import MEMORY_MAX, Options
 
 if TYPE_CHECKING:
     from millpond.store.store import Store
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 ENTRIES = 4 << 20
 NAMES = 1 << 20
 SEGMENTS = 1 << 20
+ARENA_MAX = 4 * MEMORY_MAX
 LEAVING_S = 0.5  # a sweep that is missed when leaving is made by whoever creates the next store
 
 _stores: weakref.WeakValueDictionary[bytes, Store] = weakref.WeakValueDictionary()
@@ -34,7 +35,7 @@ def create(store: Store, name: str | None, options: Options) -> registry.StoreFi
     """Creates a new store and makes this process its first member. The caller is in `exclusive()`."""
     uuid = os.urandom(16)
     root = registry.root_of()
-    arena = 4 * max(usable_memory(), options.memory_limit)
+    arena = min(4 * max(usable_memory(), options.memory_limit), ARENA_MAX)
     table_bytes, arena_bytes = hot.table_bytes(arena, ENTRIES, NAMES, SEGMENTS)
     registry.sweep(root)
     files = registry.create(root, uuid, name, options.spill_dirs)

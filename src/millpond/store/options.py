@@ -21,6 +21,8 @@ from millpond.spill.directory import default_base
 from millpond.units import parse_bytes
 
 MEMORY_MIN = 1 << 20
+MEMORY_MAX = 1 << 42
+SECONDS_END = 1e10  # in nanoseconds, 64 bits count further
 OVERFLOW_SHARE = 4
 
 PathLike = str | os.PathLike[str]
@@ -52,15 +54,17 @@ class Options:
         """The options as `Store` takes them, checked. Raises ValueError or TypeError saying what to pass."""
         total = usable_memory()
         memory = default_memory_limit() if memory_limit is None else parse_bytes(memory_limit, total)
-        if memory < MEMORY_MIN:
-            raise ValueError(f"memory_limit is {memory} bytes, at least {MEMORY_MIN} (1 MiB) are needed")
+        if not MEMORY_MIN <= memory <= MEMORY_MAX:
+            raise ValueError(f"memory_limit is {memory} bytes; possible are {MEMORY_MIN} (1 MiB) to 4 TiB")
         if compression not in CODECS_BY_NAME:
             raise ValueError(f"compression is {compression!r}; choose one of {', '.join(CODECS_BY_NAME)}")
         resolve(eviction)
-        if handoff_timeout is not None and not handoff_timeout > 0:
-            raise ValueError(f"handoff_timeout is {handoff_timeout}, it must be positive seconds or None")
+        if handoff_timeout is not None and not 0 < handoff_timeout < SECONDS_END:
+            raise ValueError(f"handoff_timeout is {handoff_timeout}; pass positive seconds, or None for ever")
         disk = NO_LIMIT if spill_limit is None else parse_bytes(spill_limit, None)
         overflow = memory // OVERFLOW_SHARE if overflow_limit is None else parse_bytes(overflow_limit, total)
+        if max(disk, overflow) > NO_LIMIT:
+            raise ValueError(f"spill_limit or overflow_limit is {max(disk, overflow)} bytes, beyond 64 bits")
         return cls(
             memory, _directories(spill_dir, disk), disk, compression, eviction, handoff_timeout, overflow
         )

@@ -123,6 +123,8 @@ class Restore:
             if self._reader is None:
                 raise SpillError(f"object {ref.id} is on disk, but this process has no spill directory")
             if code == Code.RESTORING:
+                if watch.stalled_for() <= STALLED_S:
+                    return False, None  # somebody else has just begun
                 return self._past_stalled(ref, place, size, copy, watch)
             return self._into_memory(work, ref, place, size, copy, watch)
 
@@ -139,11 +141,11 @@ class Restore:
                 return self._changed(ref, code)
             if not self._try_room(size):
                 if self._core._state(ref) != Code.SPILLED:
-                    return False, None  # what took the room was somebody else's restore of this very object
+                    return False, None  # what took the room was another restore of this very object
                 return self._past_pinned(ref, place, size, copy, watch)
 
     def _changed(self, ref: ObjectRef, code: int) -> tuple[bool, Any]:
-        """Another state is looked at again; what is no state (a stopped holder of the lock, say) is an error."""
+        """Another state is looked at again; what is none (a stopped holder of the lock, say) is an error."""
         if code in (Code.OK, Code.DRAFT, Code.SPILLED, Code.RESTORING, Code.TAKEN):
             return False, None
         raise self._core._fail(code, f"object {ref.id}")
