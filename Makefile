@@ -10,7 +10,7 @@ SOURCES := setup.py $(shell find src/millpond -name '*.py' -o -name '*.pyi' -o -
 KERNEL := $(wildcard src/millpond/kernel/*.c)
 STRICT := -O2 -std=gnu11 -Wall -Wextra -Werror -fvisibility=hidden -pthread -Isrc/millpond/kernel
 
-.PHONY: help venv demo test check check-style check-types check-kernel failpoints bench stress clean
+.PHONY: help venv demo test nightly check check-style check-types check-kernel failpoints bench stress clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ demo: venv ## ten processes share one array; then more data than memory
 
 test: venv failpoints ## run the tests (ARGS="-k name" to choose)
 	$(BIN)/pytest $(ARGS)
+
+nightly: venv failpoints ## the tests that sample, in full: a death at every hit of every failpoint
+	MILLPOND_NIGHTLY=1 $(BIN)/pytest $(ARGS)
 
 check: check-style check-types check-kernel ## lint, types, the kernel's warnings, C tests and sanitizers
 

@@ -1,4 +1,4 @@
-"""The Python examples of the README run as they stand and print what the text block after them says."""
+"""The Python examples of README and docs run as they stand and print what the text block after them says."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLE = re.compile(r"```python\n(.*?)```(?:\s*```text\n(.*?)```)?", re.DOTALL)
 
 
-def examples() -> list[tuple[str, str]]:
-    """(code, expected output) of each example; the output is empty where none is shown."""
-    return EXAMPLE.findall(README.read_text())
+def examples() -> dict[str, tuple[str, str]]:
+    """(code, expected output) by page and number; the output is empty where none is shown."""
+    return {
+        f"{page.relative_to(ROOT)}-{number}": found
+        for page in PAGES
+        for number, found in enumerate(EXAMPLE.findall(page.read_text()), start=1)
+    }
 
 
 def run(code: str, directory: Path) -> str:
@@ -28,13 +33,13 @@ def run(code: str, directory: Path) -> str:
 
 
 def test_there_are_examples() -> None:
-    assert len(examples()) >= 2
-    assert any(output for _, output in examples())
+    assert len([name for name in examples() if name.startswith("README")]) >= 2
+    assert any(output for _, output in examples().values())
 
 
-@pytest.mark.parametrize("number", range(len(examples())))
-def test_example(number: int, tmp_path: Path) -> None:
-    code, output = examples()[number]
+@pytest.mark.parametrize("name", examples())
+def test_example(name: str, tmp_path: Path) -> None:
+    code, output = examples()[name]
     assert run(code, tmp_path) == output
 
 

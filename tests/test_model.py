@@ -206,7 +206,7 @@ class Machine(RuleBasedStateMachine):
     def put_named(self, pick: int, name: str, replace: bool) -> None:
         process, key = self.process(pick), self.new_key()
         stored = process.run(put, key, name, replace)
-        assert stored == (replace or name not in self.names)
+        assert stored == (replace or name not in self.names or self.names[name] in self.deleted)
         if stored:
             process.refs.add(key)
             self.names[name] = key

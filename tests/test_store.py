@@ -479,7 +479,7 @@ def test_stores_come_and_go(pond: Pond) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"memory_limit": 1000}, "at least 1048576"),
+        ({"memory_limit": 1000}, "possible are 1048576"),
         ({"memory_limit": "much"}, "much"),
         ({"compression": "zip"}, "'zip'; choose one of none, lz4"),
         ({"eviction": "oldest"}, "'oldest'"),

@@ -556,33 +556,6 @@ static void a_reaped_member_is_told(void) {
 
 /* --- attaching --- */
 
-static mp_code map_with(uint64_t offset, uint64_t flip) {
-    char why[256] = "";
-    mp_member m;
-    uint8_t *at = (uint8_t *)a.header + offset;
-    uint64_t word;
-    memcpy(&word, at, sizeof word);
-    uint64_t changed = word ^ flip;
-    memcpy(at, &changed, sizeof word);
-    mp_code code = mp_map(&m, store.table_fd, store.arena_fd, store.lock_fd, store.birth_fd, why);
-    memcpy(at, &word, sizeof word);
-    if (code == MP_OK) mp_unmap(&m);
-    else CHECK(strlen(why) > 10);
-    return code;
-}
-
-static void a_strange_table_is_refused(void) {
-    open_store();
-    CHECK_EQ(map_with(0, 0), MP_OK);
-    CHECK_EQ(map_with(offsetof(mp_header, magic), 1), MP_INVALID);
-    CHECK_EQ(map_with(offsetof(mp_header, layout_version), 1), MP_INVALID);
-    CHECK_EQ(map_with(offsetof(mp_header, abi), 1), MP_INVALID);
-    CHECK_EQ(map_with(offsetof(mp_header, ready), 1), MP_INVALID);
-    for (uint64_t at = 0; at < sizeof(mp_geometry); at += 8)
-        CHECK_EQ(map_with(offsetof(mp_header, geometry) + at, 1ull << (at % 60)), MP_INVALID);
-    close_store();
-}
-
 int main(int argc, char **argv) {
     check_arguments(argc, argv);
     RUN(eviction_sees_a_pin);
@@ -608,6 +581,5 @@ int main(int argc, char **argv) {
     RUN(pools_say_which_is_full);
     RUN(there_are_so_many_slots);
     RUN(a_reaped_member_is_told);
-    RUN(a_strange_table_is_refused);
     return 0;
 }

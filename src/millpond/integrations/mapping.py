@@ -13,7 +13,7 @@ from collections import ChainMap
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import suppress
 from types import CodeType, MethodType
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, ClassVar, Generic, ParamSpec, TypeVar
 
 import cloudpickle
 import xxhash
@@ -176,14 +176,15 @@ def _constant_bytes(constant: Any) -> bytes:
     return repr(constant).encode()
 
 
+class _KeyPickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """A ref is its id: pickled in the ordinary way, it would be another one each time."""
+
+    dispatch_table: ClassVar[Any] = ChainMap(
+        {ObjectRef: lambda ref: (str, (ref.id,))}, cloudpickle.Pickler.dispatch_table
+    )
+
+
 def _pickled(value: Any) -> bytes:
-    """The value's pickle, where a ref is its id: a pickled ref is another one each time."""
     file = io.BytesIO()
-    pickler = cloudpickle.Pickler(file, 5)
-    pickler.dispatch_table = ChainMap({ObjectRef: _ref_by_id}, pickler.dispatch_table)
-    pickler.dump(value)
+    _KeyPickler(file, 5).dump(value)
     return file.getvalue()
-
-
-def _ref_by_id(ref: ObjectRef) -> tuple[Any, ...]:
-    return str, (ref.id,)

@@ -45,7 +45,10 @@ int mp_atfork_add(mp_member *m) {
         } else
             error = ENOMEM;
     }
-    if (!error) members[count++] = m;
+    if (!error) {
+        members[count++] = m;
+        mp_fork_ready(m);
+    }
     pthread_mutex_unlock(&list_mutex);
     return error;
 }

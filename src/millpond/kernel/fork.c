@@ -22,8 +22,14 @@ static uint32_t entries_backed(mp_member *m) {
     return high < m->geometry.entries ? high : m->geometry.entries;
 }
 
-/* A fresh open file description, whose locks the child shares. */
+/* A fresh open file description, whose locks the child shares. One is kept in store: a process that is
+ * out of descriptors must not leave its child without a lock. */
 static int open_birth(mp_member *m) {
+    if (m->spare_fd >= 0) {
+        int spare = m->spare_fd;
+        m->spare_fd = -1;
+        return spare;
+    }
     char path[40];
     snprintf(path, sizeof path, "/proc/self/fd/%d", m->birth_fd);
     return open(path, O_RDWR | O_CLOEXEC);
@@ -38,7 +44,7 @@ static bool lock_birth(int fd, uint32_t slot, short type) {
 static bool reserve(mp_member *m) {
     for (uint32_t slot = 0; slot < MP_SLOT_ORPHAN; slot++) {
         if ((atomic_load(&m->slots[slot].word) & 255u) != MP_SLOT_FREE || m->system->slot_locked(m, slot)) continue;
-        if (!lock_birth(m->fork_fd, slot, F_WRLCK)) return false;
+        if (!lock_birth(m->fork_fd, slot, F_WRLCK)) continue;
         MP_FAILPOINT("fork.locked");
         mp_slot_mark(m, slot, MP_SLOT_RESERVED);
         m->fork_slot = slot;
@@ -85,6 +91,11 @@ void mp_fork_parent(mp_member *m) {
     pthread_mutex_unlock(&m->refs_mutex);
     if (m->fork_fd >= 0) close(m->fork_fd);
     m->fork_fd = -1;
+    mp_fork_ready(m);
+}
+
+void mp_fork_ready(mp_member *m) {
+    if (m->spare_fd < 0) m->spare_fd = open_birth(m);
 }
 
 /* Views live on in the child; operations belonged to threads that it does not have. A thread without the
@@ -112,10 +123,13 @@ void mp_fork_child(mp_member *m) {
     }
     MP_FAILPOINT("fork.child");
     mp_slot_describe(m, m->slot);
-    m->system->lock_slot(m, m->slot);
+    /* whoever claims a slot tries this byte for a moment, and lets go when it sees the slot reserved */
+    const struct timespec moment = {0, 1000000};
+    for (int tries = 0; m->system->lock_slot(m, m->slot) != 0 && tries < 1000; tries++) nanosleep(&moment, NULL);
     mp_slot_mark(m, m->slot, MP_SLOT_LIVE);
     m->slot_word = atomic_load(&m->slots[m->slot].word);
     MP_FAILPOINT("fork.adopted");
     close(m->fork_fd);
     m->fork_fd = -1;
+    mp_fork_ready(m);
 }

@@ -84,7 +84,7 @@ typedef struct mp_member {
 
     /* fork in progress */
     uint32_t fork_slot;
-    int fork_fd;
+    int fork_fd, spare_fd;
 } mp_member;
 
 enum mp_member_state { MP_MEMBER_OPEN = 0, MP_MEMBER_CLOSING = 1, MP_MEMBER_CLOSED = 2, MP_MEMBER_ORPHAN = 3 };
@@ -278,6 +278,7 @@ typedef struct mp_object {
 mp_code mp_objects(mp_member *m, uint32_t *cursor, mp_object *rows, uint32_t count, uint32_t *found);
 
 /* --- fork.c: called by pthread_atfork handlers, for each member of the process --- */
+void mp_fork_ready(mp_member *m); /* once a member: keeps a descriptor for the next fork */
 void mp_fork_prepare(mp_member *m);
 void mp_fork_parent(mp_member *m);
 void mp_fork_child(mp_member *m);

@@ -13,21 +13,38 @@
 #include "failpoint.h"
 #include "kernel.h"
 
-#define SCAN_STEP 4096u /* entries looked at, and perhaps freed, in one hold of the mutex */
+#define SCAN_STEP 2048u /* entries looked at, and perhaps freed, in one hold of the mutex */
 
 static uint64_t slot_word(uint64_t generation, enum mp_slot_state state) { return generation << 8 | state; }
 static enum mp_slot_state slot_state(uint64_t word) { return (enum mp_slot_state)(word & 255u); }
 
-void mp_slot_describe(mp_member *m, uint32_t index) {
-    mp_slot *slot = &m->slots[index];
-    uint32_t pid = (uint32_t)getpid();
-    atomic_store(&slot->pid, pid);
-    atomic_store(&slot->start_time, mp_start_time(pid));
-    atomic_store(&slot->overflow_bytes, 0);
+typedef struct identity {
+    uint64_t start_time;
+    uint32_t pid;
+    char command[sizeof((mp_slot *)0)->command];
+} identity;
+
+/* System calls: before the mutex is taken. */
+static identity identify(void) {
+    identity self = {.pid = (uint32_t)getpid()};
+    self.start_time = mp_start_time(self.pid);
     int fd = open("/proc/self/comm", O_RDONLY | O_CLOEXEC);
-    ssize_t n = fd < 0 ? 0 : read(fd, slot->command, sizeof slot->command - 1);
+    ssize_t n = fd < 0 ? 0 : read(fd, self.command, sizeof self.command - 1);
     if (fd >= 0) close(fd);
-    slot->command[n > 0 ? n - 1 : 0] = 0;
+    self.command[n > 0 ? n - 1 : 0] = 0;
+    return self;
+}
+
+static void sign(mp_slot *slot, const identity *self) {
+    atomic_store(&slot->pid, self->pid);
+    atomic_store(&slot->start_time, self->start_time);
+    atomic_store(&slot->overflow_bytes, 0);
+    memcpy(slot->command, self->command, sizeof slot->command);
+}
+
+void mp_slot_describe(mp_member *m, uint32_t index) {
+    identity self = identify();
+    sign(&m->slots[index], &self);
 }
 
 void mp_slot_mark(mp_member *m, uint32_t index, enum mp_slot_state state) {
@@ -47,12 +64,11 @@ static mp_code claim_locked(mp_member *m, uint32_t index) {
         if (m->system->process_alive(m, atomic_load(&slot->pid), atomic_load(&slot->start_time))) return MP_NO_SLOT;
         code = mp_reap(m, index, word);
     }
-    if (code == MP_OK) {
-        mp_slot_describe(m, index); /* fork passes over slots with a byte lock, so it is still ours */
-        code = mp_lock(m, -1);
-    }
+    identity self = identify();
+    if (code == MP_OK) code = mp_lock(m, -1);
     if (code != MP_OK) return code;
-    if (slot_state(atomic_load(&slot->word)) == MP_SLOT_FREE) {
+    if (slot_state(atomic_load(&slot->word)) == MP_SLOT_FREE) { /* no fork has reserved it meanwhile */
+        sign(slot, &self);
         mp_slot_mark(m, index, MP_SLOT_LIVE);
         m->slot_word = atomic_load(&slot->word);
     } else

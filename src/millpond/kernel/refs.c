@@ -11,6 +11,8 @@
 
 #define QUICK_NS 50000
 
+#define BURY_NS 1000000
+
 /* --- pins --- */
 
 /* The bits of an orphan are shared by all orphans and go with the last of them. Those of a member that was
@@ -35,7 +37,7 @@ void mp_pin(mp_member *m, uint32_t entry, uint64_t unit) {
 
 static void bury_unpinned(mp_member *m, uint32_t entry) {
     MP_FAILPOINT("unpin.dead");
-    if (mp_lock(m, -1) != MP_OK) {
+    if (mp_lock(m, BURY_NS) != MP_OK) { /* a destructor must not wait long */
         atomic_store(&m->header->unburied, 1); /* the janitor's scan will find it */
         return;
     }

@@ -181,7 +181,7 @@ static mp_code init_private(mp_member *m) {
     atomic_store(m->wipe, 1);
     pthread_mutex_init(&m->refs_mutex, NULL);
     pthread_mutex_init(&m->pins_mutex, NULL);
-    m->fork_fd = -1;
+    m->fork_fd = m->spare_fd = -1;
     return MP_OK;
 }
 
@@ -229,6 +229,7 @@ static void unmap_private(mp_member *m) {
  * unlock may still have the kernel look at that word (FUTEX_ROBUST_UNLOCK). Private pages take
  * its place, so that the memory of the store itself goes. */
 void mp_unmap(mp_member *m) {
+    if (m->spare_fd >= 0) close(m->spare_fd);
     uint64_t header = page_round(sizeof(mp_header));
     uint8_t *base = (uint8_t *)m->header;
     munmap(base + header, m->geometry.table_bytes - header);
