@@ -27,6 +27,10 @@ def test_share_array() -> None:
     assert private < 20, "ten readers must not need memory of their own for the array"
 
 
+def test_executor() -> None:
+    assert run("executor.py") == "10 workers added up 80 MB, 0 copies\n"
+
+
 def test_flights() -> None:
     pytest.importorskip("pandas")
     output = run("flights.py")

@@ -242,6 +242,7 @@ class Survivor:
     """This process: it holds what victims create."""
 
     def __init__(self, pond: Pond, nursery: Worker, operation: Operation) -> None:
+        self._pond = pond
         self.store = pond.store("2MiB", handoff_timeout=0.2, overflow_limit="8MiB")
         self.mine = self.store.put(np.arange(1000))
         self._view = self.mine.get()  # so that it stays in memory
@@ -281,6 +282,7 @@ class Survivor:
             found["objects"] = [info for info in found["objects"] if info.id != self.mine.id]
             found["deleted but not gone"] -= 1
             found["used memory"] -= self._used
+            found["files"] = self._pond.spilled_files()
             return {key: value for key, value in found.items() if value}
 
         with suppress(AssertionError):

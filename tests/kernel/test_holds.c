@@ -58,7 +58,8 @@ static void watch(const char *name) {
 }
 
 static void open_store(void) {
-    fixture_create(&store, (fixture_shape){.arena_bytes = 64 << 20, .memory_limit = 64 << 20, .entries = 270000});
+    fixture_shape shape = {.arena_bytes = 64 << 20, .memory_limit = 64 << 20, .entries = 270000};
+    fixture_create(&store, shape);
     fixture_map(&store, &self);
     CHECK_EQ(mp_claim_slot(&self), MP_OK);
 }
@@ -77,7 +78,8 @@ static object make(mp_member *m, const uint32_t *targets, const uint64_t *births
     object o;
     uint64_t offset;
     mp_code code;
-    while ((code = mp_draft(m, 64, &o.entry, &o.birth, &offset)) == MP_NO_ROOM) CHECK_EQ(mp_grow(m, 64), MP_OK);
+    while ((code = mp_draft(m, 64, &o.entry, &o.birth, &offset)) == MP_NO_ROOM)
+        CHECK_EQ(mp_grow(m, 64), MP_OK);
     CHECK_EQ(code, MP_OK);
     CHECK_EQ(mp_contain(m, o.entry, o.birth, targets, births, count), MP_OK);
     CHECK_EQ(mp_seal(m, o.entry, o.birth), MP_OK);
@@ -98,7 +100,10 @@ static object make_wide(void) {
     static uint32_t targets[REFS];
     static uint64_t births[REFS];
     for (uint32_t i = 0; i < OBJECTS; i++) objects[i] = make(&self, NULL, NULL, 0);
-    for (uint32_t i = 0; i < REFS; i++) targets[i] = objects[i % OBJECTS].entry, births[i] = objects[i % OBJECTS].birth;
+    for (uint32_t i = 0; i < REFS; i++) {
+        targets[i] = objects[i % OBJECTS].entry;
+        births[i] = objects[i % OBJECTS].birth;
+    }
     object wide = make(&self, targets, births, REFS);
     for (uint32_t i = 0; i < OBJECTS; i++) CHECK_EQ(mp_drop(&self, objects[i].entry, -1), MP_OK);
     return wide;
@@ -152,8 +157,8 @@ static void measure(const char *what, object (*prepare)(void), void (*act)(objec
         cpu[run] = seen->hold_cpu_ns, hold[run] = seen->hold_ns, waits[run] = atomic_load(&seen->wait_ns);
         close_store();
     }
-    printf("   %s: longest hold %.0f us of work, %.0f us by the clock; longest wait of another member %.0f us\n", what,
-           (double)median(cpu) / 1e3, (double)median(hold) / 1e3, (double)median(waits) / 1e3);
+    printf("   %s: longest hold %.0f us of work, %.0f us by the clock; longest wait of another member %.0f us\n",
+           what, (double)median(cpu) / 1e3, (double)median(hold) / 1e3, (double)median(waits) / 1e3);
     fflush(stdout);
     if (SLOWER == 1) CHECK(median(cpu) < HOLD_MAX_NS);
 }
@@ -178,7 +183,8 @@ static void reap(object first) {
         mp_member dying;
         fixture_map(&store, &dying);
         CHECK_EQ(mp_claim_slot(&dying), MP_OK);
-        for (uint32_t i = 0; i < OBJECTS; i++) CHECK_EQ(mp_hold(&dying, objects[i].entry, objects[i].birth), MP_OK);
+        for (uint32_t i = 0; i < OBJECTS; i++)
+            CHECK_EQ(mp_hold(&dying, objects[i].entry, objects[i].birth), MP_OK);
         _exit(0);
     }
     CHECK_EQ(waitpid(pid, NULL, 0), pid);
@@ -192,7 +198,7 @@ static void reap(object first) {
 
 static void a_chain_goes_in_short_holds(void) { measure("a chain of nested values", make_chain, drop); }
 static void a_million_refs_go_in_short_holds(void) { measure("a value with many refs", make_wide, drop); }
-static void what_the_dead_held_goes_in_short_holds(void) { measure("what a dead member held", make_many, reap); }
+static void what_the_dead_held_goes_so_too(void) { measure("what a dead member held", make_many, reap); }
 
 int main(int argc, char **argv) {
     check_arguments(argc, argv);
@@ -200,6 +206,6 @@ int main(int argc, char **argv) {
     CHECK(seen != MAP_FAILED);
     RUN(a_chain_goes_in_short_holds);
     RUN(a_million_refs_go_in_short_holds);
-    RUN(what_the_dead_held_goes_in_short_holds);
+    RUN(what_the_dead_held_goes_so_too);
     return 0;
 }

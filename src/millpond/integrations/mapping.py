@@ -134,10 +134,9 @@ class Memoized(Generic[P, T]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
         name = self._prefix + xxhash.xxh3_128_hexdigest(_pickled((args, sorted(kwargs.items()))))
-        try:
+        with suppress(ObjectNotFoundError):
             return self._store.lookup(name).get()  # type: ignore[no-any-return]
-        except ObjectNotFoundError:
-            value = self.__wrapped__(*args, **kwargs)
+        value = self.__wrapped__(*args, **kwargs)
         return self._store.put(value, name=name, replace=True).get()  # type: ignore[no-any-return]
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
@@ -163,17 +162,24 @@ def _identity(function: Callable[..., Any]) -> tuple[str, bytes]:
         raise TypeError(f"{function!r} uses {used} from outside: give memoize a name that stands for it")
     qualified = f"{function.__module__}.{function.__qualname__}"
     defaults = _pickled((function.__defaults__, getattr(function, "__kwdefaults__", None)))
-    return qualified, b"\0".join([qualified.encode(), _constant_bytes(code), defaults])
+    return qualified, repr((qualified, _described(code), defaults)).encode()
 
 
-def _constant_bytes(constant: Any) -> bytes:
-    """A constant, or what a function does, the same in every process that runs this Python."""
-    if isinstance(constant, CodeType):
-        names = repr(constant.co_names).encode()
-        return b"\0".join([constant.co_code, names, *map(_constant_bytes, constant.co_consts)])
+def _described(constant: Any) -> Any:
+    """A constant, or what a function does: its repr is the same in every process that runs this Python."""
     if isinstance(constant, frozenset):  # of strings: its order differs
-        return b"\0".join(sorted(map(_constant_bytes, constant)))
-    return repr(constant).encode()
+        return sorted(map(repr, constant))
+    if not isinstance(constant, CodeType):
+        return constant
+    arguments = (
+        constant.co_argcount,
+        constant.co_posonlyargcount,
+        constant.co_kwonlyargcount,
+        constant.co_flags,
+    )
+    names = (constant.co_names, constant.co_varnames, constant.co_cellvars, constant.co_freevars)
+    code = (constant.co_code, constant.co_exceptiontable, [_described(inner) for inner in constant.co_consts])
+    return arguments, names, code
 
 
 class _KeyPickler(cloudpickle.Pickler):  # type: ignore[misc]
