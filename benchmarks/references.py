@@ -1,8 +1,8 @@
 """What a ref costs: to pickle, to load, to copy and to drop, beside a plain small object.
 
 The plain object is a class with two slots: what any handle costs in Python. A ref's pickle takes a hand-off,
-and loading it consumes that: both change the shared table under its mutex, as do the first and the last ref of
-a process. Prints Markdown; figures are microseconds per call.
+and loading it consumes that: both change the shared table under its mutex, as do the first and the last ref
+of a process. Prints Markdown; figures are microseconds per call.
 
 Run: python benchmarks/references.py
 """

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -27,7 +28,7 @@ import jobs
 import millpond
 from millpond.integrations.executor import ProcessPoolExecutor
 from ponds import Pond, residue
-from workers import wait_until
+from workers import inherited, wait_until
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning"),
@@ -229,6 +230,16 @@ def test_an_argument_that_cannot_be_loaded_is_an_error_of_its_call(store: millpo
         with pytest.raises(LookupError, match="cannot be loaded"):
             executor.submit(jobs.echo, jobs.Unloadable()).result()
         assert executor.submit(jobs.double, 4).result() == 8
+
+
+def test_a_future_that_failed_is_in_no_cycle(make: Make) -> None:
+    with make() as executor:
+        future = executor.submit(jobs.fail, "why")
+        gone = weakref.ref(future)
+        with suppress(LookupError):
+            future.result()
+        del future
+        wait_until(lambda: gone() is None)
 
 
 def test_futures(make: Make) -> None:
@@ -447,7 +458,24 @@ def test_a_worker_is_killed_from_outside(store: millpond.Store, running: Path) -
         os.kill(int(next(running.iterdir()).name), signal.SIGKILL)
         assert all(isinstance(future.exception(), BrokenProcessPool) for future in futures)
     del futures
+    assert len(store) == 0 and store.stats().members == 1, "shutdown has waited for the dead and reaped them"
     assert residue(store) == {}
+
+
+def test_a_forked_child_ends_nothing(pond: Pond, store: millpond.Store) -> None:
+    with pool(store) as executor:
+        assert executor._lease is not None
+        sent = store._hand_off(store.put(np.arange(5)), 1, family=executor._lease.family)
+        inherited.append(executor)
+
+        def drop(own: Any) -> None:
+            import workers
+
+            workers.inherited.pop()._lease = None
+
+        pond.worker().run(drop)
+        assert millpond.load_ref(sent).get()[-1] == 4
+        inherited.clear()
 
 
 def test_other_hand_offs_are_left_alone(store: millpond.Store) -> None:
