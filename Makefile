@@ -78,6 +78,7 @@ check-kernel:
 
 bench: venv ## run the benchmarks; tables on the screen, JSON in benchmarks/results
 	$(BIN)/python benchmarks/small.py
+	$(BIN)/python benchmarks/references.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/spill.py
 

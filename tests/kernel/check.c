@@ -26,7 +26,11 @@ _Noreturn void check_failed(const char *file, int line, const char *text, uint64
     _exit(1);
 }
 
-void check_arguments(int argc, char **argv) { wanted = argc > 1 ? argv[1] : NULL; }
+/* Before any thread is there, hence the seed is chosen here. */
+void check_arguments(int argc, char **argv) {
+    wanted = argc > 1 ? argv[1] : NULL;
+    (void)check_seed();
+}
 
 void check_run(const char *name, void (*test)(void)) {
     struct timespec start, end;

@@ -227,6 +227,7 @@ void mp_name_link(mp_member *m, uint32_t name); /* mutex held, for the rebuild *
 mp_code mp_segment_open(mp_member *m, uint32_t directory, uint32_t *segment, uint64_t *id);
 mp_code mp_segment_reserve(mp_member *m, uint32_t segment, uint64_t bytes, uint64_t *offset);
 void mp_segment_close(mp_member *m, uint32_t segment);
+void mp_segment_retire(mp_member *m, uint32_t segment); /* the same, mutex held */
 mp_code mp_segment_punched(mp_member *m, uint32_t segment, uint64_t id, uint64_t bytes);
 uint32_t mp_segment_dead(mp_member *m, uint32_t from); /* next DEAD segment at or after from; 0 = none */
 mp_code mp_segment_read(mp_member *m, uint32_t segment, mp_segment *copy);

@@ -53,6 +53,17 @@ void mp_slot_mark(mp_member *m, uint32_t index, enum mp_slot_state state) {
     atomic_store(&m->slots[index].word, slot_word(generation, state));
 }
 
+/* From here on we alone reap that slot. Whoever has begun to could not tell the blocks that we punch, which carry
+ * the slot's number, from those of the dead: it would give them back, and they would be in use when we punch. */
+static mp_code take_over(mp_member *m, uint32_t index, uint64_t *word) {
+    mp_code code = mp_lock(m, -1);
+    if (code != MP_OK) return code;
+    if (slot_state(atomic_load(&m->slots[index].word)) != MP_SLOT_FREE) mp_slot_mark(m, index, MP_SLOT_REAPING);
+    *word = atomic_load(&m->slots[index].word);
+    mp_unlock(m);
+    return MP_OK;
+}
+
 /* The byte lock of this slot is ours: clear away a dead predecessor, then stand in it. */
 static mp_code claim_locked(mp_member *m, uint32_t index) {
     mp_slot *slot = &m->slots[index];
@@ -62,7 +73,8 @@ static mp_code claim_locked(mp_member *m, uint32_t index) {
     if (slot_state(word) != MP_SLOT_FREE) {
         if (m->system->slot_locked(m, index) & MP_LOCK_BIRTH) return MP_NO_SLOT;
         if (m->system->process_alive(m, atomic_load(&slot->pid), atomic_load(&slot->start_time))) return MP_NO_SLOT;
-        code = mp_reap(m, index, word);
+        code = take_over(m, index, &word);
+        if (code == MP_OK && slot_state(word) != MP_SLOT_FREE) code = mp_reap(m, index, word);
     }
     identity self = identify();
     if (code == MP_OK) code = mp_lock(m, -1);
@@ -162,10 +174,19 @@ static mp_code reap_step(mp_member *m, uint32_t slot, uint64_t word, uint32_t *c
     return code;
 }
 
-static void reap_segments(mp_member *m, uint32_t slot) {
+static mp_code reap_segments(mp_member *m, uint32_t slot, uint64_t word) {
     uint32_t high = atomic_load(&m->header->pool_segments.high);
-    for (uint32_t s = 1; s < high && s < m->geometry.segments; s++)
-        if (atomic_load(&m->segments[s].state) == MP_SEGMENT_OPEN && m->segments[s].owner == slot) mp_segment_close(m, s);
+    mp_code code = MP_OK;
+    for (uint32_t s = 1; code == MP_OK && s < high && s < m->geometry.segments; s++) {
+        if (atomic_load(&m->segments[s].state) != MP_SEGMENT_OPEN || m->segments[s].owner != slot) continue;
+        if ((code = mp_lock(m, -1)) != MP_OK) return code;
+        if (atomic_load(&m->slots[slot].word) != word)
+            code = MP_NOT_FOUND;
+        else if (m->segments[s].owner == slot)
+            mp_segment_retire(m, s);
+        mp_unlock(m);
+    }
+    return code;
 }
 
 /* Blocks that the dead member was committing or punching: punched again by us, then NONE. */
@@ -213,10 +234,8 @@ mp_code mp_reap(mp_member *m, uint32_t slot, uint64_t word) {
     mp_code code = mark_reaping(m, slot, &word);
     MP_FAILPOINT("reap.marked");
     for (uint32_t cursor = 1; code == MP_OK && cursor < entries_backed(m);) code = reap_step(m, slot, word, &cursor);
-    if (code == MP_OK) {
-        reap_segments(m, slot);
-        code = reap_blocks(m, slot, word);
-    }
+    if (code == MP_OK) code = reap_segments(m, slot, word);
+    if (code == MP_OK) code = reap_blocks(m, slot, word);
     MP_FAILPOINT("reap.done");
     mp_undertake(m);
     if (code == MP_OK) code = free_slot(m, slot, word);

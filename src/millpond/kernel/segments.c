@@ -50,7 +50,9 @@ mp_code mp_segment_reserve(mp_member *m, uint32_t segment, uint64_t bytes, uint6
     return code;
 }
 
-static void retire(mp_member *m, mp_segment *s) {
+void mp_segment_retire(mp_member *m, uint32_t segment) {
+    mp_segment *s = &m->segments[segment];
+    if (atomic_load(&s->state) != MP_SEGMENT_OPEN) return;
     atomic_store(&s->state, MP_SEGMENT_CLOSED);
     MP_FAILPOINT("segment.closed");
     if (s->live != 0) return;
@@ -60,7 +62,7 @@ static void retire(mp_member *m, mp_segment *s) {
 
 void mp_segment_close(mp_member *m, uint32_t segment) {
     if (segment == 0 || segment >= m->geometry.segments || mp_lock(m, -1) != MP_OK) return;
-    if (atomic_load(&m->segments[segment].state) == MP_SEGMENT_OPEN) retire(m, &m->segments[segment]);
+    mp_segment_retire(m, segment);
     mp_unlock(m);
 }
 
