@@ -54,7 +54,7 @@ demo: venv ## ten processes share one array; then more data than memory
 test: venv failpoints ## run the tests (ARGS="-k name" to choose)
 	$(BIN)/pytest $(ARGS)
 
-nightly: venv failpoints ## the tests that sample, in full: a death at every hit of every failpoint
+nightly: venv failpoints ## the tests that sample, in full: every hit of every failpoint, 2000 examples of the model
 	MILLPOND_NIGHTLY=1 $(BIN)/pytest $(ARGS)
 
 check: check-style check-types check-kernel ## lint, types, the kernel's warnings, C tests and sanitizers

@@ -357,7 +357,7 @@ def test_the_store_does_what_its_model_does(pond: Pond) -> None:
         run_state_machine_as_test(
             type("Machine", (Machine,), {"pond": pond}),
             settings=settings(
-                max_examples=100,
+                max_examples=2000 if os.environ.get("MILLPOND_NIGHTLY") else 100,
                 stateful_step_count=40,
                 deadline=None,
                 database=None,

@@ -53,8 +53,9 @@ void mp_slot_mark(mp_member *m, uint32_t index, enum mp_slot_state state) {
     atomic_store(&m->slots[index].word, slot_word(generation, state));
 }
 
-/* From here on we alone reap that slot. Whoever has begun to could not tell the blocks that we punch, which carry
- * the slot's number, from those of the dead: it would give them back, and they would be in use when we punch. */
+/* From here on we alone reap that slot. Whoever has begun to could not tell the blocks that we punch,
+ * which carry the slot's number, from those of the dead: it would give them back, and they would be in use
+ * when we punch. */
 static mp_code take_over(mp_member *m, uint32_t index, uint64_t *word) {
     mp_code code = mp_lock(m, -1);
     if (code != MP_OK) return code;

@@ -59,7 +59,8 @@ void mp_unpin(mp_member *m, uint32_t entry, uint64_t unit) {
     if (atomic_fetch_sub_explicit(pins, unit, memory_order_acq_rel) == unit) {
         MP_FAILPOINT("unpin.count");
         last = bits_are_ours(m);
-        if (last) atomic_fetch_and(mp_pin_word(&m->entries[entry], m->slot), ~mp_bit(m->slot)); /* PAIR unpin-delete */
+        if (last) /* PAIR unpin-delete */
+            atomic_fetch_and(mp_pin_word(&m->entries[entry], m->slot), ~mp_bit(m->slot));
     }
     pthread_mutex_unlock(&m->pins_mutex);
     MP_FAILPOINT("unpin.bit");
