@@ -1,7 +1,8 @@
 """A store against a model of it: processes that do anything in any order, among it forking and dying.
 
 After each step the store's own check finds no fault, and it holds exactly the objects that somebody
-holds: by a ref, a pickle that was not loaded yet, or a name.
+holds: by a ref, a pickle that was not loaded yet, a name, or a value that contains a ref. Values that contain
+refs have negative keys.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ def value_of(key: int) -> Any:
 
 
 def agrees(key: int, value: Any) -> bool:
+    if key < 0:
+        return isinstance(value, list) and all(type(ref) is millpond.ObjectRef for ref in value)
     expected = value_of(key)
     if isinstance(expected, np.ndarray):
         return isinstance(value, np.ndarray) and value.dtype == np.uint8 and np.array_equal(value, expected)
@@ -109,6 +112,23 @@ def delete(own: Any, key: int) -> None:
     own.store.delete(own.refs[key])
 
 
+def nest(own: Any, key: int, inside: list[int]) -> None:
+    own.refs[key] = own.store.put([own.refs[inner] for inner in inside])
+
+
+def unnest(own: Any, key: int, index: int, inner: int) -> None:
+    own.refs[inner] = own.store.get(own.refs[key], timeout=10)[index]
+
+
+def close(own: Any) -> bool:
+    """Leaves the store; the views must have kept their bytes."""
+    own.store.close()
+    own.refs.clear()
+    good = all(agrees(key, value) for key, value in own.views.items())
+    own.views.clear()
+    return good
+
+
 def spill(own: Any) -> None:
     own.store.spill()
 
@@ -166,6 +186,7 @@ class Machine(RuleBasedStateMachine):
         self.pickles: list[tuple[int, bytes]] = []
         self.names: dict[str, int] = {}
         self.deleted: set[int] = set()
+        self.inside: dict[int, list[int]] = {}
         self.keys = 0
         for _ in range(2):
             self.add(Process(fork(_Namespace(self.store), self.address), self.accept()))
@@ -225,9 +246,28 @@ class Machine(RuleBasedStateMachine):
             process, key = choice
             assert process.run(read, key, copy) == ("deleted" if key in self.deleted else "good")
 
+    @rule(pick=PICK, count=st.integers(1, 3))
+    def nest(self, pick: int, count: int) -> None:
+        if choice := self.pick(pick, "refs", deleted=True):
+            process, key = choice
+            inside = sorted(process.refs, key=lambda other: (other != key, other))[:count]
+            container = -self.new_key()
+            process.run(nest, container, inside)
+            process.refs.add(container)
+            self.inside[container] = inside
+
+    @rule(pick=PICK, index=st.integers(0, 2))
+    def unnest(self, pick: int, index: int) -> None:
+        if (choice := self.pick(pick, "refs")) and choice[1] in self.inside:
+            process, container = choice
+            inside = self.inside[container]
+            inner = inside[index % len(inside)]
+            process.run(unnest, container, index % len(inside), inner)
+            process.refs.add(inner)
+
     @rule(pick=PICK)
     def view(self, pick: int) -> None:
-        if choice := self.pick(pick, "refs"):
+        if (choice := self.pick(pick, "refs")) and choice[1] not in self.inside:
             process, key = choice
             assert process.run(view, key)
             process.views.add(key)
@@ -298,13 +338,32 @@ class Machine(RuleBasedStateMachine):
         process.pipe.close()
         os.kill(process.pid, signal.SIGKILL)
 
+    @precondition(lambda self: len(self.processes) > 1)
+    @rule(pick=PICK)
+    def close(self, pick: int) -> None:
+        process = self.process(pick)
+        assert process.run(close)
+        self.processes.remove(process)
+        process.pipe.close()
+
     # --- what must hold ---
+
+    def with_inside(self, keys: set[int]) -> set[int]:
+        """The keys, and those that their values contain, however deep."""
+        found, left = set(keys), [key for key in keys if key not in self.deleted]
+        while left:
+            for inner in self.inside.get(left.pop(), ()):
+                if inner not in found:
+                    found.add(inner)
+                    if inner not in self.deleted:
+                        left.append(inner)
+        return found
 
     @invariant()
     def store_is_sound(self) -> None:
         assert self.store.check() == []
         held = set(self.names.values()) | {key for key, _ in self.pickles}
-        held = held.union(*(process.refs for process in self.processes))
+        held = self.with_inside(held.union(*(process.refs for process in self.processes)))
         # A view keeps what is left of its object, unless it is a copy: of a small value, or for want of room.
         seen = held.union(*(process.views for process in self.processes))
 

@@ -19,13 +19,10 @@ cdef extern from "kernel.h" nogil:
         MP_BUSY
         MP_CORRUPTED
         MP_CLOSED
-        MP_EXPIRED
         MP_TAKEN
         MP_DISK_LIMIT
         MP_INVALID
         MP_SYSTEM
-        MP_EXPORTED
-        MP_TIMEOUT
     enum:
         MP_FREE
         MP_DRAFT

@@ -220,7 +220,7 @@ cdef class Member:
             return errors.ObjectLostError(f"{what} is lost: its disk copy is gone or damaged")
         if code == MP_IS_ABANDONED:
             return errors.ObjectLostError(f"{what} is lost: its writer ended before the seal")
-        if code == MP_NOT_FOUND or code == MP_EXPIRED:
+        if code == MP_NOT_FOUND:
             return errors.ObjectNotFoundError(f"{what} is not in this store (any more)")
         if code == MP_BUSY:
             return errors.StoreBusyError(

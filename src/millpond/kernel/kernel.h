@@ -33,13 +33,10 @@ typedef enum mp_code {
     MP_BUSY,           /* a stopped process holds the mutex; see mp_member.busy_pid */
     MP_CORRUPTED,      /* the table failed its check */
     MP_CLOSED,         /* this member is closed, reaped or an orphan of fork */
-    MP_EXPIRED,        /* the hand-off lapsed */
     MP_TAKEN,          /* the name is in use */
     MP_DISK_LIMIT,     /* spill_limit */
     MP_INVALID,        /* the caller's arguments, or a table that cannot be attached */
     MP_SYSTEM,         /* a system call failed; see mp_member.error */
-    MP_EXPORTED,       /* writable exports of the draft are left */
-    MP_TIMEOUT,
 } mp_code;
 
 /* Private counts of one entry: how often this process holds and pins it. */
