@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -169,3 +170,25 @@ def test_stress_refuses_nonsense() -> None:
 
 def test_version() -> None:
     assert output("--version").startswith("millpond 0.")
+
+
+def test_who_keeps_an_object(store: millpond.Store) -> None:
+    """Refs, views, containers, hand-offs and names, each with its process."""
+    inner = store.put(np.arange(1000), name="kept")
+    outer = store.put([inner])
+    view, data = inner.get(), inner.export(deliveries=2, timeout=300)
+    [line] = [
+        line for line in output("objects", "--holders").splitlines() if line.startswith(f"{inner.id}: ")
+    ]
+    me = f"{os.getpid()} ("
+    for part in (
+        f"ref in {me}",
+        f"view in {me}",
+        f"contained in {outer.id}",
+        f"hand-off of {os.getpid()}, ",
+        "2 left",
+        "name 'kept'",
+    ):
+        assert part in line
+    del view
+    assert millpond.load_ref(data) == millpond.load_ref(data)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 
 from millpond.cli.arguments import Commands, add_store, count
 from millpond.cli.stores import open_store
+from millpond.errors import ObjectNotFoundError
+from millpond.hot import load_contained
 from millpond.observe.tables import console, objects_table, stats_table
 from millpond.observe.text import objects_json, stats_json
 from millpond.store.info import ObjectInfo
+from millpond.store.store import Store
 from millpond.units import format_bytes
 
 SORT_KEYS: dict[str, Callable[[ObjectInfo], float]] = {
@@ -32,6 +36,7 @@ def register(commands: Commands) -> None:
     add_store(objects)
     objects.add_argument("--sort", choices=SORT_KEYS, default="size", help="largest first by (%(default)s)")
     objects.add_argument("--limit", type=count, default=50, help="how many to show (%(default)s)")
+    objects.add_argument("--holders", action="store_true", help="also who keeps each one, and how")
     objects.add_argument("--json", action="store_true", help="a JSON array; sizes in bytes")
     objects.set_defaults(run=run_objects)
 
@@ -63,13 +68,16 @@ def run_objects(args: argparse.Namespace) -> int:
     """Prints the first `--limit` objects in the order of `--sort`, and how many there are in all."""
     with open_store(args.store) as store:
         objects = sorted(store.objects(), key=SORT_KEYS[args.sort])
-    shown = objects[: args.limit]
+        shown = objects[: args.limit]
+        holders = [(info.id, keepers(store, info)) for info in shown] if args.holders else []
     if args.json:
         print(objects_json(shown))
         return 0
     out = console()
     out.print(objects_table(shown))
     total = format_bytes(sum(info.size for info in objects))
+    for key, lines in holders:
+        out.print(f"{key}: {'; '.join(lines) or 'nobody any more'}", markup=False, soft_wrap=True)
     out.print(f"{len(shown)} of {len(objects)} objects, {total} in all")
     return 0
 
@@ -89,6 +97,26 @@ def run_configure(args: argparse.Namespace) -> int:
         stats = store.stats()
     console().print(stats_table(stats))
     return 0
+
+
+def keepers(store: Store, info: ObjectInfo) -> list[str]:
+    """Who keeps an object, and how, this command aside; empty if it went meanwhile."""
+    entry, birth = (int(part, 16) for part in info.id.split("-")[1:])
+    try:
+        found = store.refs(load_contained(store.uuid, entry, birth))
+    except ObjectNotFoundError:
+        return []
+    lines = [
+        f"ref in {member.pid} ({member.command})" for member in found.members if member.pid != os.getpid()
+    ]
+    lines += [f"view in {member.pid} ({member.command})" for member in found.pins]
+    lines += [f"contained in {container}" for container in found.containers]
+    for transit in found.handoffs:
+        lapse = "never" if transit.lapses_in_s is None else f"in {transit.lapses_in_s:.0f} s"
+        lines.append(
+            f"hand-off of {transit.pid}, {transit.age_s:.0f} s old, lapses {lapse}, {transit.deliveries} left"
+        )
+    return lines + ([f"name {found.name!r}"] if found.name else [])
 
 
 def run_check(args: argparse.Namespace) -> int:
