@@ -13,6 +13,7 @@ import operator
 import os
 import pickle
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -458,3 +459,26 @@ def test_a_pool_that_is_terminated(pond: Pond) -> None:
     expect_members(store, 1)
     assert [int(ref.get()[-1]) for ref in refs] == list(range(20))
     assert store.check() == []
+
+
+def test_without_a_free_descriptor(store: millpond.Store) -> None:
+    """A process that has no descriptor left keeps one for this: its child is a member like any other."""
+    ref = store.put(np.arange(100_000))
+    view = ref.get()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1 + max(map(int, os.listdir("/proc/self/fd"))), hard))
+    hogs = []
+    try:
+        with suppress(OSError):
+            while True:
+                hogs.append(os.open("/dev/null", os.O_RDONLY))
+        pid = os.fork()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if pid == 0:
+        good = view[-1] == 99_999 and ref.get()[0] == 0 and store.put(1).get() == 1
+        os._exit(0 if good else 1)
+    for hog in hogs:
+        os.close(hog)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert view[0] == 0
