@@ -17,11 +17,6 @@
 
 #define FORK_TIMEOUT_NS 1000000000ll
 
-static uint32_t entries_backed(mp_member *m) {
-    uint32_t high = atomic_load(&m->header->pool_entries.high);
-    return high < m->geometry.entries ? high : m->geometry.entries;
-}
-
 /* A fresh open file description, whose locks the child shares. One is kept in store: a process that is
  * out of descriptors must not leave its child without a lock. */
 static int open_birth(mp_member *m) {
@@ -61,7 +56,7 @@ static void join_orphans(mp_member *m) {
 
 static void copy_bits(mp_member *m) {
     uint32_t slot = m->fork_slot;
-    for (uint32_t i = 1; i < entries_backed(m); i++) {
+    for (uint32_t i = 1; i < mp_entries_backed(m); i++) {
         mp_local *local = &m->locals[i];
         if (atomic_load_explicit(&local->refs, memory_order_relaxed) && slot != MP_SLOT_ORPHAN)
             atomic_fetch_or(mp_holder_word(&m->entries[i], slot), mp_bit(slot));
@@ -101,7 +96,7 @@ void mp_fork_ready(mp_member *m) {
 /* Views live on in the child; operations belonged to threads that it does not have. A thread without the
  * GIL may have added a view to an operation's pin after the bits were copied: a count needs its bit. */
 static void keep_views(mp_member *m) {
-    for (uint32_t i = 1; i < entries_backed(m); i++) {
+    for (uint32_t i = 1; i < mp_entries_backed(m); i++) {
         uint64_t pins = atomic_load_explicit(&m->locals[i].pins, memory_order_relaxed);
         if (pins == 0) continue;
         atomic_store_explicit(&m->locals[i].pins, pins & UINT32_MAX, memory_order_relaxed);

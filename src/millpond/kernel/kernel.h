@@ -293,6 +293,11 @@ static inline uint64_t mp_ticks(void) {
 #error "millpond runs on x86-64 and arm64"
 #endif
 }
+/* Entries below this have memory behind them; the rest of the pool was never used. */
+static inline uint32_t mp_entries_backed(const mp_member *m) {
+    uint32_t high = atomic_load(&m->header->pool_entries.high);
+    return high < m->geometry.entries ? high : m->geometry.entries;
+}
 static inline uint64_t mp_bit(uint32_t slot) { return 1ull << (slot & 63u); }
 static inline _Atomic uint64_t *mp_pin_word(mp_entry *e, uint32_t slot) { return &e->pins[slot >> 6]; }
 static inline _Atomic uint64_t *mp_holder_word(mp_entry *e, uint32_t slot) { return &e->holders[slot >> 6]; }

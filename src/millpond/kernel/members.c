@@ -157,16 +157,11 @@ static void reap_entry(mp_member *m, uint32_t index, uint32_t slot) {
     mp_collect(m, index);
 }
 
-static uint32_t entries_backed(mp_member *m) {
-    uint32_t high = atomic_load(&m->header->pool_entries.high);
-    return high < m->geometry.entries ? high : m->geometry.entries;
-}
-
 /* One hold of the mutex. MP_NOT_FOUND: the slot is not the one we set out to reap any more. */
 static mp_code reap_step(mp_member *m, uint32_t slot, uint64_t word, uint32_t *cursor) {
     mp_code code = mp_lock(m, -1);
     if (code != MP_OK) return code;
-    uint32_t high = entries_backed(m), stop = high - *cursor > SCAN_STEP ? *cursor + SCAN_STEP : high;
+    uint32_t high = mp_entries_backed(m), stop = high - *cursor > SCAN_STEP ? *cursor + SCAN_STEP : high;
     if (atomic_load(&m->slots[slot].word) != word)
         code = MP_NOT_FOUND;
     else
@@ -234,7 +229,7 @@ static mp_code free_slot(mp_member *m, uint32_t slot, uint64_t word) {
 mp_code mp_reap(mp_member *m, uint32_t slot, uint64_t word) {
     mp_code code = mark_reaping(m, slot, &word);
     MP_FAILPOINT("reap.marked");
-    for (uint32_t cursor = 1; code == MP_OK && cursor < entries_backed(m);) code = reap_step(m, slot, word, &cursor);
+    for (uint32_t cursor = 1; code == MP_OK && cursor < mp_entries_backed(m);) code = reap_step(m, slot, word, &cursor);
     if (code == MP_OK) code = reap_segments(m, slot, word);
     if (code == MP_OK) code = reap_blocks(m, slot, word);
     MP_FAILPOINT("reap.done");
@@ -246,12 +241,12 @@ mp_code mp_reap(mp_member *m, uint32_t slot, uint64_t word) {
 /* Entries that died while an unpin could not have the mutex. */
 static void bury_rest(mp_member *m) {
     if (!atomic_exchange(&m->header->unburied, 0)) return;
-    for (uint32_t cursor = 1; cursor < entries_backed(m);) {
+    for (uint32_t cursor = 1; cursor < mp_entries_backed(m);) {
         if (mp_lock(m, -1) != MP_OK) {
             atomic_store(&m->header->unburied, 1);
             return;
         }
-        uint32_t high = entries_backed(m), stop = high - cursor > SCAN_STEP ? cursor + SCAN_STEP : high;
+        uint32_t high = mp_entries_backed(m), stop = high - cursor > SCAN_STEP ? cursor + SCAN_STEP : high;
         while (cursor < stop) mp_collect(m, cursor++);
         mp_unlock(m);
     }

@@ -5,11 +5,6 @@
  */
 #include "kernel.h"
 
-static uint32_t backed(mp_member *m) {
-    uint32_t high = atomic_load(&m->header->pool_entries.high);
-    return high < m->geometry.entries ? high : m->geometry.entries;
-}
-
 static uint32_t bits(_Atomic uint64_t *words) {
     uint32_t n = 0;
     for (uint32_t w = 0; w < MP_BIT_WORDS; w++) n += (uint32_t)__builtin_popcountll(atomic_load(&words[w]));
@@ -17,7 +12,7 @@ static uint32_t bits(_Atomic uint64_t *words) {
 }
 
 uint32_t mp_candidates(mp_member *m, uint32_t *cursor, mp_candidate *rows, uint32_t count) {
-    uint32_t n = 0, high = backed(m);
+    uint32_t n = 0, high = mp_entries_backed(m);
     if (*cursor == 0) *cursor = 1;
     for (; *cursor < high && n < count; ++*cursor) {
         mp_entry *e = &m->entries[*cursor];
@@ -66,7 +61,7 @@ static mp_object describe(mp_member *m, uint32_t entry, uint64_t now, double rat
 }
 
 mp_code mp_objects(mp_member *m, uint32_t *cursor, mp_object *rows, uint32_t count, uint32_t *found) {
-    uint32_t high = backed(m);
+    uint32_t high = mp_entries_backed(m);
     uint64_t now = mp_ticks();
     double rate = seconds_per_tick(m, now);
     *found = 0;
