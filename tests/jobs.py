@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import threading
 from multiprocessing.connection import Connection
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+import millpond
 from workers import wait_until
 
 Array = npt.NDArray[np.float64]
@@ -86,3 +88,35 @@ class Unloadable:
 
     def __reduce__(self) -> Any:
         return fail, ("cannot be loaded",)
+
+
+class Tile:
+    """A type whose memory pickle copies; tells how it came to be."""
+
+    def __init__(self, data: Any, made_by: str = "itself") -> None:
+        self.data = data
+        self.made_by = made_by
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"data": self.data.tolist(), "made_by": self.made_by}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(np.array(state["data"]), state["made_by"])  # type: ignore[misc]
+
+
+def rebuild_tile(buffer: Any, dtype: Any) -> Tile:
+    return Tile(np.frombuffer(buffer, dtype), "rebuild_tile")
+
+
+def reduce_tile(tile: Tile) -> tuple[Any, ...]:
+    return rebuild_tile, (pickle.PickleBuffer(tile.data), tile.data.dtype)
+
+
+def register_and_put(own: Any) -> Any:
+    """A program of its own registers the rule, and puts."""
+    millpond.register_reducer(Tile, reduce_tile)
+    return own.store.put(Tile(np.arange(9)))
+
+
+def describe_tile(tile: Tile) -> tuple[str, bool]:
+    return tile.made_by, tile.data.flags.writeable

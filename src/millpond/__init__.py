@@ -16,6 +16,7 @@ from millpond.errors import (
 )
 from millpond.hot import Draft, ObjectRef, weak_pickling
 from millpond.store.info import Holders, ObjectInfo, Stats
+from millpond.store.reducers import register_reducer
 from millpond.store.store import Store, connect, load_ref
 
 __version__ = "0.1.0"
@@ -42,5 +43,6 @@ __all__ = [
     "__version__",
     "connect",
     "load_ref",
+    "register_reducer",
     "weak_pickling",
 ]

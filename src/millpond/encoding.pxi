@@ -38,6 +38,12 @@ cdef object _loads = None
 cdef object _copy_private = None
 
 
+def set_pickle(dumps):
+    """Installs what stands for `pickle.dumps` here: `dumps(value, 5, buffer_callback=...)`, bytes."""
+    global _pickle
+    _pickle = dumps
+
+
 def set_serializer(wants_care, careful, loads, copy_private):
     """Installs what turns values into (in-band bytes, buffers) where plain pickle does not do, and back."""
     global _wants_care, _careful, _loads, _copy_private

@@ -31,6 +31,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from millpond import ObjectRef, Store, StoreClosedError, connect, load_ref
+from millpond.store import reducers
 
 __all__ = ["Future", "ProcessPoolExecutor"]
 
@@ -198,7 +199,7 @@ def _dumps(value: Any, refs: list[ObjectRef]) -> tuple[bytes, list[pickle.Pickle
     file = io.BytesIO()
     buffers: list[pickle.PickleBuffer] = []
     pickler: Any = ForkingPickler(file, 5, True, buffers.append)
-    pickler.dispatch_table = {**pickler.dispatch_table, ObjectRef: carry}
+    pickler.dispatch_table = reducers.over({**pickler.dispatch_table, ObjectRef: carry})
     pickler.dump(value)
     return file.getvalue(), buffers
 

@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from millpond.store import reducers
+
 __all__ = ["Culprit", "find_culprit"]
 
 TRIALS_MAX = 20_000
@@ -164,8 +166,10 @@ def _global_names(code: types.CodeType) -> Iterator[str]:
 
 def _of_reduced(value: Any) -> Iterator[Part]:
     """The parts of any other object, as its reduction lists them."""
-    reduce = copyreg.dispatch_table.get(type(value))
-    reduced: Any = reduce(value) if reduce else value.__reduce_ex__(5)
+    try:
+        reduced: Any = reducers.over(copyreg.dispatch_table)[type(value)](value)
+    except KeyError:
+        reduced = value.__reduce_ex__(5)
     if isinstance(reduced, str):
         return
     call, arguments, state, elements, items = itertools.islice(itertools.chain(reduced, [None] * 3), 5)

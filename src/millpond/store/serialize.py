@@ -22,6 +22,7 @@ import numpy as np
 
 from millpond.errors import MillpondError, SerializationError
 from millpond.hot import INBAND_MAX, OutOfBand, dumps
+from millpond.store import reducers
 from millpond.store.culprit import find_culprit
 
 __all__ = ["INBAND_MAX", "Pickled", "careful", "copy_private", "dumps", "loads", "wants_care"]
@@ -130,10 +131,12 @@ def _careful_pickler() -> Any:
     do not, and it would double the time that importing this package takes."""
     import cloudpickle
 
+    table = ChainMap({np.ndarray: _reduce_array}, cloudpickle.Pickler.dispatch_table)
+
     class CarefulPickler(cloudpickle.Pickler):  # type: ignore[misc]
-        dispatch_table: ClassVar[Any] = ChainMap(
-            {np.ndarray: _reduce_array}, cloudpickle.Pickler.dispatch_table
-        )
+        @property
+        def dispatch_table(self) -> Any:  # read once, when a pickler is made
+            return reducers.over(table)
 
     return CarefulPickler
 
