@@ -49,13 +49,18 @@ def race(contestants: dict[str, Callable[[], object]], rounds: int = 9) -> dict[
     return {name: Timing.of(times) for name, times in samples.items()}
 
 
-def race_once(contestants: dict[str, Callable[[], float]], rounds: int = 5) -> dict[str, Timing]:
-    """Collects one figure per round from contestants that take long and measure themselves."""
+def figures(contestants: dict[str, Callable[[], float]], rounds: int = 5) -> dict[str, list[float]]:
+    """One figure per round from contestants that take long and measure themselves."""
     samples: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, measure in contestants.items():
             samples[name].append(measure())
-    return {name: Timing.of(figures) for name, figures in samples.items()}
+    return samples
+
+
+def ratios(parts: Sequence[float], wholes: Sequence[float]) -> list[float]:
+    """The ratio in each round: what disturbs a round disturbs both."""
+    return [part / whole for part, whole in zip(parts, wholes, strict=True)]
 
 
 def _calls_per_round(call: Callable[[], object]) -> int:

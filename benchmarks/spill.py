@@ -1,65 +1,34 @@
-"""2 GiB of noise through a store of 512 MiB and back, beside the disk itself.
+"""More data than memory: 2 GiB of noise through a store of 512 MiB and back, and many small objects.
 
 The disk's figures come from plain O_DIRECT writes and reads of the same file pattern (one growing
-file per array, calls of 8 MiB) in the same directory, in alternation with the store's. Rates count
-bytes that really went to or came from disk. The arena is warm: every page has been used before.
-Prints Markdown.
+file per array, calls of 8 MiB) in the same directory, in alternation with the store's; ratios are
+medians over the rounds. Rates count bytes that really went to or came from disk. The arena is warm:
+every page has been used before. Prints Markdown.
 
-Run: python benchmarks/spill.py [--data 2147483648] [--memory 536870912] [--directory /var/tmp] [--rounds 5]
+Run: python benchmarks/spill.py [--data 2147483648] [--memory 536870912] [--directory /var/tmp]
+     [--rounds 5] [--ray PYTHON] [--only noise|records]
 """
 
 from __future__ import annotations
 
 import argparse
-import mmap
-import os
+import json
+import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from harness import Timing, machine, markdown, race_once, save
+from disk import Disk
+from harness import Timing, figures, machine, markdown, ratios, save
+from records import Copy, Crowd, settle
 
 import millpond
 
 ARRAY_BYTES = 16 << 20
-CALL_BYTES = 8 << 20
-
-
-class Disk:
-    """The plain program: files of the arrays' size, direct I/O from one aligned buffer."""
-
-    def __init__(self, directory: Path, data: int) -> None:
-        self._paths = [directory / f"plain-{i}" for i in range(data // ARRAY_BYTES)]
-        self._buffer = mmap.mmap(-1, CALL_BYTES)
-        self._buffer[:] = np.random.default_rng(0).bytes(CALL_BYTES)
-        self._bytes = data
-
-    def write(self) -> float:
-        """Bytes per second of writing everything."""
-        for path in self._paths:
-            path.unlink(missing_ok=True)
-        start = time.perf_counter()
-        for path in self._paths:
-            self._each_call(path, os.O_WRONLY | os.O_CREAT, os.pwrite)
-        return self._bytes / (time.perf_counter() - start)
-
-    def read(self) -> float:
-        """Bytes per second of reading everything."""
-        start = time.perf_counter()
-        for path in self._paths:
-            self._each_call(path, os.O_RDONLY, lambda fd, buffer, at: os.preadv(fd, [buffer], at))
-        return self._bytes / (time.perf_counter() - start)
-
-    def _each_call(self, path: Path, flags: int, call: object) -> None:
-        descriptor = os.open(path, flags | os.O_DIRECT, 0o600)
-        try:
-            for offset in range(0, ARRAY_BYTES, CALL_BYTES):
-                done = call(descriptor, self._buffer, offset)  # type: ignore[operator]
-                if done != CALL_BYTES:
-                    raise OSError(f"{path}: {done} of {CALL_BYTES} bytes")
-        finally:
-            os.close(descriptor)
 
 
 class Pond:
@@ -76,10 +45,11 @@ class Pond:
 
     def write(self) -> float:
         """Bytes spilled per second of putting everything into an empty store."""
-        self._refs = []
+        self.drop()
         before = self._store.stats().spilled_bytes_total
         start = time.perf_counter()
-        self._refs = [self._store.put(self._arrays[i % 4]) for i in range(self._count)]
+        for i in range(self._count):
+            self._refs.append(self._store.put(self._arrays[i % 4]))
         seconds = time.perf_counter() - start
         return (self._store.stats().spilled_bytes_total - before) / seconds
 
@@ -93,19 +63,147 @@ class Pond:
         seconds = time.perf_counter() - start
         return (self._store.stats().restored_bytes_total - before) / seconds
 
+    def respill(self) -> float:
+        """Bytes written by evicting what was restored. After `read`."""
+        before = self._store.stats().spilled_bytes_total
+        self._store.spill()
+        return float(self._store.stats().spilled_bytes_total - before)
+
     def verify(self) -> None:
         """Outside the measured time: every array is what was put."""
         for i, ref in enumerate(self._refs):
             assert np.array_equal(self._store.get(ref), self._arrays[i % 4]), f"array {i} is wrong"
 
+    def drop(self) -> None:
+        """Empties the store, files included."""
+        self._refs = []
+        settle(self._store)
 
-def show(rate: Timing) -> str:
+
+class Ray:
+    """Ray's store of the same size, in a process of its own."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self.version = ""
+
+    def write(self) -> float:
+        """Bytes spilled per second of putting everything into an empty store."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write("round\n")
+        self._process.stdin.flush()
+        round_ = json.loads(self._process.stdout.readline())
+        self.version = round_["version"]
+        return float(round_["spilled"] / round_["seconds"])
+
+
+@contextmanager
+def started_ray(python: str, data: int, memory: int, directory: str) -> Iterator[Ray]:
+    """Ray, up and warm."""
+    script = Path(__file__).with_name("ray_spill.py")
+    command = [python, str(script), str(data), str(memory), str(ARRAY_BYTES), directory]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield Ray(process)
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def gigabytes(rates: list[float]) -> str:
     """Median, slowest and fastest round in GB/s."""
+    rate = Timing.of(rates)
     return f"{rate.median / 1e9:.2f} ({rate.low / 1e9:.2f}-{rate.high / 1e9:.2f})"
 
 
+def share(parts: list[float], wholes: list[float]) -> str:
+    """Median, lowest and highest of the rounds' ratios."""
+    ratio = Timing.of(ratios(parts, wholes))
+    return f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
+
+
+def measure_noise(args: argparse.Namespace, directory: str) -> dict[str, list[float]]:
+    """Large arrays: rates of both sides, and what Ray reaches."""
+    with ExitStack() as stack:
+        store = stack.enter_context(millpond.Store(memory_limit=args.memory, spill_dir=directory))
+        disk, pond = Disk(Path(directory), args.data, ARRAY_BYTES), Pond(store, args.data)
+        contestants = {
+            "disk write": disk.write,
+            "store put": pond.write,
+            "disk read": disk.read,
+            "store get": pond.read,
+            "written again": pond.respill,
+        }
+        if args.ray:
+            ray = stack.enter_context(started_ray(args.ray, args.data, args.memory, directory))
+            contestants["ray put"] = ray.write
+        rates = figures(contestants, args.rounds)
+        pond.verify()
+        disk.clear()
+    rows = [
+        [what, gigabytes(rates[ours]), gigabytes(rates[plain]), share(rates[ours], rates[plain])]
+        for what, ours, plain in (
+            ("spill while putting", "store put", "disk write"),
+            ("restore", "store get", "disk read"),
+        )
+    ]
+    if args.ray:
+        rays, plain = rates["ray put"], rates["disk write"]
+        rows.append([f"the same, Ray {ray.version}", gigabytes(rays), gigabytes(plain), share(rays, plain)])
+    print(markdown(["GB/s: median (slowest-fastest round)", "measured", "the disk", "ratio"], rows))
+    print(f"\nWritten by evicting what was restored: {max(rates['written again']):.0f} bytes\n")
+    return rates
+
+
+def measure_records(args: argparse.Namespace, directory: str) -> dict[str, list[float]]:
+    """Small objects: seconds of the puts, beside the limit of the same round."""
+    disk = Disk(Path(directory), 1 << 29, ARRAY_BYTES)
+    with ExitStack() as stack:
+
+        def crowd(count: int, size: int, memory: int) -> Crowd:
+            return stack.enter_context(closing(Crowd(count, size, memory, Path(directory))))
+
+        medium, copy = crowd(30_000, 20_000, 512 << 20), Copy(30_000, 20_000)
+        tiny, roomy = crowd(1_000_000, 1_000, 250_000_000), crowd(1_000_000, 1_000, 2 << 30)
+        samples = figures(
+            {
+                "disk write": disk.write,
+                "20 KB": medium.put,
+                "20 KB to disk": lambda: float(medium.written),
+                "20 KB copy": copy.run,
+                "1 KB": tiny.put,
+                "1 KB to disk": lambda: float(tiny.written),
+                "1 KB with room": roomy.put,
+            },
+            args.rounds,
+        )
+        for each in (medium, tiny, roomy):
+            each.verify()
+        disk.clear()
+    rows = []
+    for what, ours, base in (
+        ("30 000 puts of 20 KB, 512 MiB", "20 KB", "20 KB copy"),
+        ("1 000 000 puts of 1 KB, 250 MB", "1 KB", "1 KB with room"),
+    ):
+        written = samples[f"{ours} to disk"]
+        limit = [
+            seconds + nbytes / rate
+            for seconds, nbytes, rate in zip(samples[base], written, samples["disk write"], strict=True)
+        ]
+        parts = [samples[ours], samples[base], limit]
+        megabytes = f"{Timing.of(written).median / 1e6:.0f}"
+        rows.append([what, *map(show_seconds, parts), megabytes, share(limit, samples[ours])])
+    header = ["seconds: median (fastest-slowest round)", "measured", "copy, or puts with room"]
+    print(markdown([*header, "the same + disk", "MB written", "limit / measured"], rows))
+    return samples
+
+
+def show_seconds(samples: list[float]) -> str:
+    """Median, fastest and slowest round."""
+    timing = Timing.of(samples)
+    return f"{timing.median:.3f} ({timing.low:.3f}-{timing.high:.3f})"
+
+
 def main() -> None:
-    """Alternates write and read of both sides."""
+    """Measures one after the other, each in alternating rounds."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -113,32 +211,17 @@ def main() -> None:
     parser.add_argument("--memory", type=int, default=512 << 20)
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--ray", metavar="PYTHON", help="a Python that has Ray: measured beside")
+    parser.add_argument("--only", choices=("noise", "records"))
     args = parser.parse_args()
-    with (
-        tempfile.TemporaryDirectory(dir=args.directory, prefix="millpond-bench-") as name,
-        millpond.Store(memory_limit=args.memory, spill_dir=name) as store,
-    ):
-        disk, pond = Disk(Path(name), args.data), Pond(store, args.data)
-        rates = race_once(
-            {
-                "disk write": disk.write,
-                "store put": pond.write,
-                "disk read": disk.read,
-                "store get": pond.read,
-            },
-            args.rounds,
-        )
-        pond.verify()
-    rows = [
-        [what, show(rates[ours]), show(rates[plain]), f"{rates[ours].median / rates[plain].median:.2f}"]
-        for what, ours, plain in (
-            ("spill while putting", "store put", "disk write"),
-            ("restore", "store get", "disk read"),
-        )
-    ]
-    print(markdown(["GB/s: median (slowest-fastest round)", "millpond", "the disk", "ratio"], rows))
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(dir=args.directory, prefix="millpond-bench-") as name:
+        if args.only != "records":
+            results |= measure_noise(args, name)
+        if args.only != "noise":
+            results |= measure_records(args, name)
     print("\n" + ", ".join(f"{name} {text}" for name, text in machine().items()))
-    print(f"saved to {save('spill', rates)}")
+    print(f"saved to {save('spill', results)}")
 
 
 if __name__ == "__main__":
