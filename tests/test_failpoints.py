@@ -102,6 +102,10 @@ def restore(own: Any) -> None:
     assert [len(own.store.get(ref, copy=True)) for ref in own.refs] == [40_000] * 3
 
 
+def restore_many(own: Any) -> None:
+    assert [len(value) for value in own.store.get(own.refs, copy=True)] == [40_000] * 3 + [400] * 3
+
+
 def overflow(own: Any) -> None:
     """More than memory holds: what is cold goes to disk, and comes back."""
     own.refs = [own.store.put(np.ones(40_000)) for _ in range(12)]
@@ -133,6 +137,11 @@ def with_pickle(own: Any) -> None:
 
 def with_spilled(own: Any) -> None:
     own.refs = [own.store.put(np.ones(40_000)) for _ in range(3)]
+    own.store.spill()
+
+
+def with_spilled_of_all_sizes(own: Any) -> None:
+    own.refs = [own.store.put(np.ones(size)) for size in (40_000, 400) for _ in range(3)]
     own.store.spill()
 
 
@@ -171,6 +180,11 @@ OPERATIONS = [
         spill, with_objects, {"segment.open", "clean.claimed", "place.set", "evict.evicting", "evict.spilled"}
     ),
     Operation(restore, with_spilled, {"restore.allocated", "restore.begun", "restore.filled"}),
+    Operation(
+        restore_many,
+        with_spilled_of_all_sizes,
+        {"restore.allocated", "restore.begun", "restore.filled", "pin.bit", "unpin.bit"},
+    ),
     Operation(overflow, None, {"grow.planned", "grow.committed", "evict.spilled", "restore.filled"}),
     Operation(tidy, with_dead, {"reap.marked", "reap.entry", "reap.done"}),
     Operation(close, with_objects, {"drop.bit", "reap.marked", "reap.done"}),

@@ -201,6 +201,34 @@ cdef class Core(Member):
         value = self.read(ref, copy, &code)
         return code, value
 
+    def _read_list(self, list refs, list values, bint copy):
+        """Sets values[i] to the value of refs[i] where it is resident; the indices of those that are spilled.
+
+        Ends at the first that can never be read: a get of it alone says why.
+        """
+        cdef Py_ssize_t i
+        cdef mp_code code
+        spilled = []
+        for i in range(len(refs)):
+            self.ensure_open()
+            code = self.read_at(refs, i, values, copy)
+            if code == MP_IS_SPILLED:
+                spilled.append(i)
+            elif code != MP_OK and code != MP_IS_DRAFT and code != MP_IS_RESTORING:
+                break
+        return spilled
+
+    cdef mp_code read_at(self, list refs, Py_ssize_t i, list values, bint copy) except *:
+        """One step of `_read_list`. A value that cannot be loaded is INVALID."""
+        cdef mp_code code = MP_INVALID
+        try:
+            value = self.read(<ObjectRef?>refs[i], copy, &code)
+        except Exception:
+            return MP_INVALID
+        if code == MP_OK:
+            values[i] = value
+        return code
+
     def _build_private(self, buffer, bint copy):
         """The value whose stored bytes are in a private buffer."""
         cdef Py_buffer b

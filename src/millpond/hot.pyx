@@ -30,7 +30,7 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memcpy, memset, strlen
+from libc.string cimport memcmp, memcpy, memset, strlen
 from millpond.kernel_api cimport *
 
 cnp.import_array()
@@ -79,3 +79,4 @@ include "drafts.pxi"
 include "member.pxi"
 include "core.pxi"
 include "spill.pxi"
+include "restore.pxi"

@@ -12,7 +12,8 @@ from __future__ import annotations
 import errno
 import mmap
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Final, NamedTuple, TypeVar
 
@@ -86,7 +87,7 @@ class SpillReader:
         self._system = directories.system
         self._codecs = {codec.number: codec for codec in codecs}
         self._buffered: set[int] = set()  # directories that refuse to be read past the page cache
-        self._windows = BufferPool(WINDOW, keep=2)
+        self._windows = BufferPool(WINDOW, keep=4)
         self._pages = BufferPool(PAGE, keep=8)
 
     def read_into(
@@ -142,6 +143,54 @@ class SpillReader:
 
         return self._verified(wanted, read, direct=False)
 
+    @contextmanager
+    def window(self, place: PlaceFields, stop: int) -> Iterator[tuple[memoryview, int]]:
+        """The bytes of a segment file from the record at `place` on, up to offset `stop`, at most WINDOW of
+        them: (bytes, the offset of the first of them). Nothing is checked.
+
+        Raises SpillError and OSError; the bytes are gone after the `with` block.
+        """
+        path, directory = self._file(Place(*place).segment)
+        first = Place(*place).offset & -PAGE
+        with self._windows.borrow() as window:
+            try:
+                view = self._read_once(
+                    path, directory, True, lambda fd: self._window(fd, first, stop, window)
+                )
+            except _Short as error:
+                raise SpillError(errno.ENODATA, str(error), path) from error
+            yield view, first
+
+    def unpack(
+        self,
+        place: PlaceFields,
+        entry: int,
+        birth: int,
+        size: int,
+        window: memoryview,
+        base: int,
+        target: memoryview,
+    ) -> bool:
+        """Fills `target` with a value whose whole record lies in `window`, the bytes of its file from `base`
+        on, and the rest with zeros. False when the bytes are wrong; `target` may hold anything then.
+
+        Raises SpillError when the codec is not known here.
+        """
+        wanted = _Wanted(self._uuid, Place(*place), entry, birth, size)
+        codec = self._codec(wanted)
+        record = window[wanted.place.offset - base :][: wanted.place.length]
+        start = payload_start(wanted.place.codec, size)
+        try:
+            header = wanted.check_header(record[:HEADER_BYTES])
+            stored = record[start : start + header.stored]
+            wanted.check_payload(xxh3_64_intdigest(stored))
+            if decode(codec, stored, target[:size], 0) != (len(stored), size):
+                return False
+        except (RecordError, CodecError):
+            return False
+        target[size:] = bytes(len(target) - size)
+        return True
+
     def _read_pages(self, fd: int, wanted: _Wanted, target: memoryview, step: Step | None) -> None:
         """The payload goes straight into `target`, the page of the header into a buffer.
 
@@ -175,7 +224,7 @@ class SpillReader:
                 wanted.check_payload(xxh3_64_intdigest(view))
                 copy_bytes(target, view)
                 return
-            codec, digest, done = self._codecs[place.codec], xxh3_64(), 0
+            codec, digest, done = self._codec(wanted), xxh3_64(), 0
             at = place.offset + start
             end = at + header.stored
             while True:
@@ -205,13 +254,8 @@ class SpillReader:
 
     def _verified(self, wanted: _Wanted, read: Callable[[int], T], direct: bool = True) -> T:
         """What `read` returns, given a descriptor; a second time if the bytes were wrong."""
-        if wanted.place.codec not in self._codecs:
-            raise SpillError(errno.EINVAL, f"the codec with number {wanted.place.codec} is not known here")
-        info = self._table.segment_info(wanted.place.segment)
-        if info is None:
-            raise SpillError(errno.EAGAIN, f"segment {wanted.place.segment} cannot be looked up now")
-        segment_id, directory, *_ = info
-        path = self._directories.file(directory, segment_id)
+        self._codec(wanted)
+        path, directory = self._file(wanted.place.segment)
         try:
             try:
                 return self._read_once(path, directory, direct, read)
@@ -225,6 +269,20 @@ class SpillReader:
             raise SpillError(
                 error.errno, f"cannot read a spilled object: {error.strerror}. It stays on disk", path
             ) from error
+
+    def _codec(self, wanted: _Wanted) -> Codec:
+        number = wanted.place.codec
+        if number not in self._codecs:
+            raise SpillError(errno.EINVAL, f"the codec with number {number} is not known here")
+        return self._codecs[number]
+
+    def _file(self, segment: int) -> tuple[str, int]:
+        """Path and directory of a segment's file."""
+        info = self._table.segment_info(segment)
+        if info is None:
+            raise SpillError(errno.EAGAIN, f"segment {segment} cannot be looked up now")
+        segment_id, directory, *_ = info
+        return self._directories.file(directory, segment_id), directory
 
     def _read_once(self, path: str, directory: int, direct: bool, read: Callable[[int], T]) -> T:
         if direct and directory not in self._buffered:

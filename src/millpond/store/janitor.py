@@ -61,7 +61,7 @@ class Janitor:
         self._wake.set()
         if thread is not threading.current_thread():
             thread.join()
-            _await_end(thread.native_id)
+            await_end(thread.native_id)
         return True
 
     def _collect_garbage(self, store: Store) -> None:
@@ -86,7 +86,7 @@ class Janitor:
             del store
 
 
-def _await_end(thread: int | None) -> None:
+def await_end(thread: int | None) -> None:
     """`join` returns a moment before the system has let the thread go; a fork in that moment would be one of
     a process with two threads, of which Python warns."""
     deadline = time.monotonic() + 0.1

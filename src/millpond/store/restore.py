@@ -19,6 +19,7 @@ from millpond.errors import (
     StoreFullError,
 )
 from millpond.hot import Code, Core, ObjectRef, PrivateCopy, Restoring
+from millpond.store.ahead import Ahead
 from millpond.units import format_bytes
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ GIVE_UP_S = 5.0
 MAP_MIN = 8 << 20
 
 Place = tuple[int, int, int, int, int]
+_ABSENT: Any = object()
 
 
 class Deadline:
@@ -51,6 +53,11 @@ class Deadline:
     def passed(self) -> bool:
         """Whether the time is up."""
         return self._end is not None and time.monotonic() >= self._end
+
+    @property
+    def cut(self) -> bool:
+        """Whether a call that is at work must end. A timeout of 0 waits for nobody, but may work."""
+        return bool(self.timeout) and self.passed
 
 
 class _Watch:
@@ -87,6 +94,45 @@ class Restore:
         self._core = core
         self._room = room
         self._reader = reader
+        self.ahead = None if reader is None else Ahead(core, room, reader)
+
+    def get_list(self, refs: list[ObjectRef], deadline: Deadline, copy: bool) -> list[Any]:
+        """The values of `refs`: what is spilled is restored in the order of the disk as far as memory goes,
+        then what is left one by one. Raises the error of the first ref in the list that has one."""
+        values: list[Any] = [_ABSENT] * len(refs)
+        spilled = self._core._read_list(refs, values, copy)
+        if self.ahead is not None:
+            self._restore_many(self.ahead, refs, spilled, values, deadline, copy)
+        for i, ref in enumerate(refs):
+            if values[i] is _ABSENT:
+                if deadline.cut and self._core._state(ref) in (Code.SPILLED, Code.RESTORING):
+                    raise GetTimeoutError(
+                        f"{i} of {len(refs)} objects were read within {deadline.timeout} s: object {ref.id} "
+                        "is still on disk"
+                    )
+                values[i] = self.get(ref, deadline, copy)
+        return values
+
+    def _restore_many(
+        self,
+        ahead: Ahead,
+        refs: list[ObjectRef],
+        spilled: list[int],
+        values: list[Any],
+        deadline: Deadline,
+        copy: bool,
+    ) -> None:
+        """Again as long as it gets further: values without views leave room for the next."""
+        left = 0
+        while len(spilled) > 1 and len(spilled) != left and not deadline.cut:
+            left = len(spilled)
+            ahead.restore(
+                refs,
+                spilled,
+                lambda batch, first, stop: batch.take(first, stop, values, copy),
+                lambda: deadline.cut,
+            )
+            spilled = [i for i in spilled if values[i] is _ABSENT]
 
     def get(self, ref: ObjectRef, deadline: Deadline, copy: bool) -> Any:
         """The value of `ref`, as `Store.get` promises it."""

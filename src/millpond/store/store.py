@@ -37,6 +37,7 @@ from millpond.store import inspection, membership, peers, serialize
 from millpond.store.info import Holders, ObjectInfo, Stats
 from millpond.store.janitor import Janitor
 from millpond.store.options import CODECS_BY_NAME, CODECS_BY_NUMBER, Options, PathLike, parse_config
+from millpond.store.prefetch import Prefetch
 from millpond.store.restore import Deadline, Restore
 from millpond.store.room import Room
 
@@ -106,6 +107,7 @@ class Store(Core):
             self._writer = writer
             self._room = Room(self, resolve(eviction), writer)
             self._restore = Restore(self, self._room, reader)
+            self._prefetch = Prefetch(self, self._restore.ahead)
             self._janitor = Janitor(self)
             membership.announce(self)
         except BaseException:
@@ -132,6 +134,7 @@ class Store(Core):
         if self.closed:
             return
         self._janitor.stop()
+        self._prefetch.stop(forget=True)
         with suppress(StoreClosedError), Using(self):
             if self._writer is not None:
                 self._writer.roll()
@@ -272,11 +275,8 @@ class Store(Core):
         with Using(self):
             deadline = Deadline(timeout)
             if isinstance(ref, list | tuple):
-                return [self._get_one(self._own(one), deadline, copy) for one in ref]
-            return self._get_one(self._own(ref), deadline, copy)
-
-    def _get_one(self, ref: ObjectRef, deadline: Deadline, copy: bool) -> Any:
-        return self._restore.get(ref, deadline, copy)
+                return self._restore.get_list([self._own(one) for one in ref], deadline, copy)
+            return self._restore.get(self._own(ref), deadline, copy)
 
     def _own(self, ref: Any) -> ObjectRef:
         if type(ref) is not ObjectRef:
@@ -435,6 +435,17 @@ class Store(Core):
                 births = np.array([birth for _, birth in wanted], "u8")
                 rows = rows[np.isin(rows["birth"], births)]
             return self._room.clean_and_evict(rows)
+
+    def prefetch(self, refs: ObjectRef | Iterable[ObjectRef]) -> None:
+        """Restores objects in the background, before somebody asks for them; returns at once.
+
+        Calls are served in order. Each restores at most half of memory_limit, the first refs first, and
+        counts as a use of them: the coldest of the others are evicted for it. What cannot be restored
+        stays on disk, and its `get` says why. Raises TypeError, ValueError, StoreClosedError.
+        """
+        with Using(self):
+            mine = [self._own(ref) for ref in ([refs] if isinstance(refs, ObjectRef) else refs)]
+            self._prefetch.add([ref for ref in mine if self._state(ref) == Code.SPILLED])
 
     def stats(self) -> Stats:
         """Bytes and counts by place and state, and totals since creation. Scans the table."""

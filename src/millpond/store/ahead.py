@@ -1,0 +1,226 @@
+"""Restoring many objects at once: in the order of the disk, several reads under way, small ones together.
+
+What cannot be restored here (no room, damaged, somebody else's work) is left as it is: a get of it alone
+says why, or finds a way. So nothing here decides what an error means.
+Invariants: every claim ends with its batch; at most HELPERS reads are under way; helpers are gone when a
+call returns, whatever happened; no more than UNTAKEN runs are restored before their values are built.
+Not here: single objects and all errors (`restore`), who asks (`Store.get`, `prefetch`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Final
+
+from millpond.errors import ObjectLostError, SpillError
+from millpond.hot import NO_LIMIT, Code, Core, ObjectRef, RestoreBatch
+from millpond.spill.overlap import Overlap
+from millpond.spill.reader import WINDOW
+from millpond.spill.record import PAGED_MIN
+
+if TYPE_CHECKING:
+    from millpond.spill.reader import SpillReader
+    from millpond.store.room import Room
+
+HELPERS: Final = 2
+"""Reads under way: two hide the processor's share of each other; more only share the same disk."""
+UNTAKEN: Final = 4
+GAP: Final = 128 << 10
+"""Reading over so many bytes that nobody wants takes as long as starting another read."""
+CLAIMS: Final = 1 << 16
+"""Objects that one batch claims at most: a claimed record cannot be moved or given back."""
+WINDOW_SHARE: Final = 16
+"""Records that are read together are at most this part of memory."""
+POLL_S: Final = 0.05
+
+Take = Callable[[RestoreBatch, int, int], object]
+Stop = Callable[[], bool]
+
+
+class _Stopped(Exception):
+    """The call is over before this read is."""
+
+
+class Ahead:
+    """Restores lists of objects, for one process of one store."""
+
+    def __init__(self, core: Core, room: Room, reader: SpillReader) -> None:
+        self._core = core
+        self._room = room
+        self._reader = reader
+
+    def restore(
+        self,
+        refs: list[ObjectRef],
+        indices: Sequence[int],
+        take: Take,
+        stop: Stop,
+        byte_limit: int = NO_LIMIT,
+    ) -> None:
+        """Makes resident what is spilled of refs[i], i in `indices`: at most `byte_limit` bytes of values.
+
+        `take(batch, first, stop)` is called in this thread for items that are ready, and ends their
+        claims; what it raises ends the call. Ends early when `stop()` says so, or when there is no room.
+        """
+        for at in range(0, len(indices), CLAIMS):
+            if stop():
+                return
+            batch = RestoreBatch(self._core, refs, indices[at : at + CLAIMS], byte_limit)
+            work = _Work(self._core, self._room, self._reader, batch, stop)
+            work.run(take)
+            if work.over or batch.full:
+                return
+            byte_limit -= batch.nbytes
+
+
+class _Work:
+    """One batch: its runs are handed out to helpers, and come back when they are in memory."""
+
+    def __init__(self, core: Core, room: Room, reader: SpillReader, batch: RestoreBatch, stop: Stop) -> None:
+        self.over = False
+        self._core, self._room, self._reader = core, room, reader
+        self._batch, self._stop = batch, stop
+        self._window = min(WINDOW, core._totals()["memory_limit"] // WINDOW_SHARE)
+        self._lock = threading.Lock()
+        self._next = 0
+        self._ready: SimpleQueue[tuple[int, int] | None] = SimpleQueue()
+        self._untaken = threading.Semaphore(UNTAKEN)
+        self._caller = threading.get_ident()
+
+    def run(self, take: Take) -> None:
+        """Restores the batch; see `Ahead.restore`."""
+        with ExitStack() as stack:
+            helpers = [stack.enter_context(Overlap[None]()) for _ in range(HELPERS)]
+            stack.callback(self._end)
+            if self._is_one_run():
+                self._help()  # a thread would cost more than it saves
+                helpers.clear()
+            for helper in helpers:
+                helper.start(self._help)
+            self._take_all(take, len(helpers) or 1)
+            for helper in helpers:
+                helper.finish()
+
+    def _is_one_run(self) -> bool:
+        count = self._batch.count
+        return count == 0 or self._batch.run(0, self._window, GAP) == count
+
+    def _take_all(self, take: Take, helpers: int) -> None:
+        """Until the last of the helpers has ended."""
+        while helpers:
+            if self._stop():
+                self._end()
+            try:
+                run = self._ready.get(timeout=POLL_S)
+            except Empty:
+                continue
+            if run is None:
+                helpers -= 1
+                continue
+            take(self._batch, *run)
+            self._untaken.release()
+
+    def _end(self) -> None:
+        """No further reads; those under way end at their next step."""
+        self.over = True
+
+    @property
+    def _exhausted(self) -> bool:
+        return self.over or self._next >= self._batch.count
+
+    def _help(self) -> None:
+        """Restores runs until there are no more; in the caller's thread if there is no other."""
+        try:
+            while (run := self._next_run()) is not None:
+                try:
+                    self._restore(*run)
+                except (ObjectLostError, OSError, _Stopped):
+                    pass  # a get of one of them alone says what is wrong
+                finally:
+                    self._ready.put(run)
+        finally:
+            self._ready.put(None)
+
+    def _next_run(self) -> tuple[int, int] | None:
+        while threading.get_ident() != self._caller and not self._untaken.acquire(timeout=POLL_S):
+            if self.over:
+                return None
+        with self._lock:
+            if self._exhausted:
+                return None
+            first = self._next
+            self._next = self._batch.run(first, self._window, GAP)
+            return first, self._next
+
+    def _restore(self, first: int, stop: int) -> None:
+        (_, length, *_), _, _, size = self._batch.place(first)
+        if stop > first + 1 or (size < PAGED_MIN and length <= self._window):
+            self._restore_packed(first, stop)
+        else:
+            self._restore_one(first)
+
+    def _restore_one(self, item: int) -> None:
+        place, entry, birth, size = self._batch.place(item)
+        target = self._begin(item, size)
+        if target is None:
+            return
+        whole = False
+        try:
+            self._reader.read_into(place, entry, birth, size, target, step=lambda: self._step(item))
+            whole = True
+        finally:
+            self._batch.end(item, whole)
+
+    def _step(self, item: int) -> None:
+        self._core._restore_step(self._batch.ref(item))
+        if self.over:
+            raise _Stopped
+
+    def _restore_packed(self, first: int, stop: int) -> None:
+        place, end = self._batch.place(first)[0], self._batch.place(stop - 1)[0]
+        with self._reader.window(place, end[0] + end[1]) as (window, base):
+            while first < stop and not self.over:
+                first, code = self._batch.copy_packed(first, stop, window, base)
+                if code == Code.SPILLED:
+                    self._unpack(first, window, base)
+                    first += 1
+                elif code != Code.OK and not self._make_room(sum(self._sizes(first, stop))):
+                    return
+
+    def _sizes(self, first: int, stop: int) -> list[int]:
+        return [self._batch.place(item)[3] for item in range(first, stop)]
+
+    def _unpack(self, item: int, window: memoryview, base: int) -> None:
+        """A small record that is compressed."""
+        place, entry, birth, size = self._batch.place(item)
+        target = self._begin(item, size)
+        if target is None:
+            return
+        whole = False
+        try:
+            whole = self._reader.unpack(place, entry, birth, size, window, base, target)
+        finally:
+            self._batch.end(item, whole)
+
+    def _begin(self, item: int, size: int) -> memoryview | None:
+        """The extent that is this member's to fill; None: somebody else was faster, or there is no room."""
+        while not self.over:
+            code, target = self._batch.begin(item)
+            if code == Code.OK:
+                return target
+            if code not in (Code.NO_ROOM, Code.NO_COMMIT) or not self._make_room(size):
+                return None
+        return None
+
+    def _make_room(self, nbytes: int) -> bool:
+        """Whether another try is worth it; else everything is in use, and helpers end."""
+        try:
+            if self._room.make(nbytes):
+                return True
+        except SpillError:
+            pass  # the disk takes nothing more
+        self._end()
+        return False
