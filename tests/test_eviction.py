@@ -1,4 +1,4 @@
-"""Policies, the batches of a ranking, and the limits of machines made of files."""
+"""The batches of a ranking, and the limits of machines made of files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from millpond.eviction import limits
 from millpond.eviction.limits import Machine
-from millpond.eviction.policies import CANDIDATE, resolve
+from millpond.eviction.named import resolve
+from millpond.eviction.policies import CANDIDATE
 from millpond.eviction.ranking import Ranking
 
 
@@ -26,86 +27,6 @@ def candidates(stamps: list[int], sizes: list[int] | None = None) -> NDArray[Any
     found["stamp"] = stamps
     found["size"] = sizes or [10] * len(stamps)
     return found
-
-
-# --- policies ---
-
-
-def test_layout_of_a_candidate() -> None:
-    assert CANDIDATE.itemsize == 32
-    fields = {name: (field[0].str, field[1]) for name, field in (CANDIDATE.fields or {}).items()}
-    assert fields == {
-        "entry": ("<u4", 0),
-        "clean": ("|u1", 4),
-        "hits": ("|u1", 5),
-        "pad": ("<u2", 6),
-        "birth": ("<u8", 8),
-        "size": ("<u8", 16),
-        "stamp": ("<u8", 24),
-    }
-
-
-@given(st.lists(st.integers(0, 2**64 - 1), max_size=50))
-def test_lru_is_exact(stamps: list[int]) -> None:
-    order = resolve("lru")(candidates(stamps))
-    assert [stamps[index] for index in order] == sorted(stamps)
-    assert sorted(order) == list(range(len(stamps)))
-
-
-@pytest.mark.parametrize("result", [[2, 0], (1,), np.array([2, 1, 0], np.uint8), [], range(3)])
-def test_a_policy_of_ones_own(result: Any) -> None:
-    order = resolve(lambda _: result)(candidates([1, 2, 3]))
-    assert list(order) == list(result)
-    assert order.dtype == np.intp
-
-
-def test_a_policy_sees_the_candidates_and_cannot_change_them() -> None:
-    given_candidates = candidates([3, 1, 2])
-
-    def largest_stamp_first(shown: NDArray[Any]) -> Any:
-        assert not shown.flags.writeable and not shown["stamp"].flags.writeable
-        return np.argsort(shown["stamp"])[::-1]
-
-    assert list(resolve(largest_stamp_first)(given_candidates)) == [0, 2, 1]
-    assert given_candidates.flags.writeable
-
-
-@pytest.mark.parametrize(
-    ("result", "error", "says"),
-    [
-        ([0, 3], ValueError, "index 3, and there are 3 candidates"),
-        ([0, -1], ValueError, "index -1"),
-        ([2, 0, 2], ValueError, "index 2 more than once"),
-        ([0.0, 1.0], TypeError, "of float64"),
-        ([[0, 1]], TypeError, "2 dimensions"),
-        (None, TypeError, "sequence of indices"),
-        ([True, False, True], TypeError, "of bool"),
-        (["a"], TypeError, "sequence of indices"),
-    ],
-)
-def test_what_a_policy_may_not_return(result: Any, error: type[Exception], says: str) -> None:
-    def wrong(_: NDArray[Any]) -> Any:
-        return result
-
-    with pytest.raises(error, match=says) as caught:
-        resolve(wrong)(candidates([1, 2, 3]))
-    assert "wrong" in str(caught.value)
-
-
-def test_an_error_in_a_policy_says_whose_it_is() -> None:
-    def broken(_: NDArray[Any]) -> Any:
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError) as caught:
-        resolve(broken)(candidates([1]))
-    assert "broken" in caught.value.__notes__[0]
-
-
-def test_policies_that_there_are_not() -> None:
-    with pytest.raises(ValueError, match=r"'fifo': use 'lru' or a function"):
-        resolve("fifo")
-    with pytest.raises(TypeError, match="not int"):
-        resolve(5)  # type: ignore[arg-type]
 
 
 # --- rankings ---

@@ -356,6 +356,13 @@ cdef class Core(Member):
     def _codec(self):
         return self.m.header.codec
 
+    def _set_policy(self, uint32_t number):
+        """For all members that have none of their own: in which order objects are evicted."""
+        self.m.header.policy = number
+
+    def _policy(self):
+        return self.m.header.policy
+
     def _set_limits(self, memory=None, spill=None, overflow=None):
         cdef uint64_t values[3]
         cdef int i

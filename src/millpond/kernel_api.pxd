@@ -87,6 +87,7 @@ cdef extern from "kernel.h" nogil:
         uint64_t overflow_limit
         uint64_t handoff_ns
         uint32_t codec
+        uint32_t policy
         uint32_t poisoned
         uint64_t recoveries
         uint64_t disk_bytes

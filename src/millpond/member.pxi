@@ -7,7 +7,7 @@ OBJECT = np.dtype([
 ])
 CANDIDATE = np.dtype([
     ("entry", "<u4"), ("clean", "u1"), ("hits", "u1"), ("pad", "<u2"), ("birth", "<u8"), ("size", "<u8"),
-    ("stamp", "<u8"),
+    ("stamp", "<u8"), ("arrived", "<u8"),
 ])
 STATES = {
     MP_DRAFT: "draft", MP_RESIDENT: "resident", MP_SPILLED: "spilled", MP_RESTORING: "spilled", MP_DELETED: "deleted",

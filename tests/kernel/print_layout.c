@@ -42,7 +42,7 @@ int main(void) {
     FIELD(mp_entry, edges_in);
     FIELD(mp_entry, doomed);
     FIELD(mp_entry, reserved0);
-    FIELD(mp_entry, reserved);
+    FIELD(mp_entry, arrived);
     STRUCT(mp_slot);
     FIELD(mp_slot, word);
     FIELD(mp_slot, start_time);
@@ -138,7 +138,7 @@ int main(void) {
     FIELD(mp_header, overflow_limit);
     FIELD(mp_header, handoff_ns);
     FIELD(mp_header, codec);
-    FIELD(mp_header, reserved2);
+    FIELD(mp_header, policy);
     FIELD(mp_header, event);
     FIELD(mp_header, waiters);
     FIELD(mp_header, mutex_slot);

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from millpond.cli.arguments import Commands, add_store, count
 from millpond.cli.stores import open_store
 from millpond.errors import ObjectNotFoundError
+from millpond.eviction.named import NAMES
 from millpond.hot import load_contained
 from millpond.observe.tables import console, objects_table, stats_table
 from millpond.observe.text import objects_json, stats_json
@@ -50,6 +51,7 @@ def register(commands: Commands) -> None:
     configure.add_argument("--spill-limit", help="bytes on disk")
     configure.add_argument("--overflow-limit", help="bytes of private copies for reads that find no room")
     configure.add_argument("--compression", help='"none" or "lz4", for what is spilled from now on')
+    configure.add_argument("--eviction", choices=NAMES, help="who goes when memory is short")
     configure.set_defaults(run=run_configure)
 
 
@@ -84,14 +86,11 @@ def run_objects(args: argparse.Namespace) -> int:
 
 def run_configure(args: argparse.Namespace) -> int:
     """Changes what is named, and prints how the store stands then."""
-    given = {
-        key: getattr(args, key) for key in ("memory_limit", "spill_limit", "overflow_limit", "compression")
-    }
-    changes = {key: value for key, value in given.items() if value is not None}
+    keys = ("memory_limit", "spill_limit", "overflow_limit", "compression", "eviction")
+    changes = {key: given for key in keys if (given := getattr(args, key)) is not None}
     if not changes:
-        raise ValueError(
-            "nothing to change: name --memory-limit, --spill-limit, --overflow-limit or --compression"
-        )
+        options = ", ".join("--" + key.replace("_", "-") for key in keys)
+        raise ValueError(f"nothing to change: name at least one of {options}")
     with open_store(args.store) as store:
         store.configure(**changes)
         stats = store.stats()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from millpond.eviction.policies import Rank
+from millpond.eviction.named import Policy
 
 __all__ = ["Ranking"]
 
@@ -21,14 +21,21 @@ __all__ = ["Ranking"]
 class Ranking:
     """Candidates in the order in which they should go, and how far they have been handed out."""
 
-    def __init__(self, candidates: NDArray[Any], rank: Rank, cover_bytes: int | None = None) -> None:
+    def __init__(
+        self, candidates: NDArray[Any], policy: Policy, cover_bytes: int | None = None, evict: bool = False
+    ) -> None:
         """Ranks `candidates` (an array of CANDIDATE), and keeps the first that together have
-        `cover_bytes`; None: all. Raises what `rank` raises."""
-        order = rank(candidates)
+        `cover_bytes`; None: all. evict: they are to go, which the policy is told.
+        Raises what the policy raises."""
+        order = policy(candidates)
         ends = np.cumsum(candidates["size"][order], dtype=np.uint64)
         if cover_bytes is not None:
             kept = _count(ends, cover_bytes)
+            if evict:
+                policy.took(candidates, order, kept)
             order, ends = order[:kept], ends[:kept].copy()
+        elif evict:
+            policy.took(candidates, order, len(order))
         self._victims = candidates[order]
         self._ends = ends
         self._at = 0

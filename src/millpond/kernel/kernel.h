@@ -263,7 +263,7 @@ typedef struct mp_candidate { /* an object that may go; the layout of eviction's
     uint32_t entry;
     uint8_t clean, hits;
     uint16_t pad;
-    uint64_t birth, size, stamp;
+    uint64_t birth, size, stamp, arrived;
 } mp_candidate;
 uint32_t mp_candidates(mp_member *m, uint32_t *cursor, mp_candidate *rows, uint32_t count);
 typedef struct mp_object {
@@ -292,6 +292,19 @@ static inline uint64_t mp_ticks(void) {
 #else
 #error "millpond runs on x86-64 and arm64"
 #endif
+}
+
+/* The low byte of a stamp: reads since the object came to memory, at most MP_READS_MAX. The read that
+ * had it restored does not count, as the put does not: policies ask whether it was used again. */
+#define MP_READS_MAX 254u
+#define MP_READS_RESTORED 255u /* back from disk; the next read is the one that asked for it, and makes it 0 */
+static inline uint64_t mp_stamp_read(uint64_t stamp, uint64_t now) {
+    uint64_t reads = stamp & 255u;
+    return now << 8 | (reads == MP_READS_MAX ? reads : (uint8_t)(reads + 1));
+}
+static inline uint8_t mp_stamp_reads(uint64_t stamp) {
+    uint8_t reads = stamp & 255u;
+    return reads == MP_READS_RESTORED ? 0 : reads;
 }
 /* Entries below this have memory behind them; the rest of the pool was never used. */
 static inline uint32_t mp_entries_backed(const mp_member *m) {

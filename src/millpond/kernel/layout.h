@@ -64,7 +64,7 @@ typedef struct mp_entry {
     _Atomic uint64_t pins[MP_BIT_WORDS];
     _Atomic uint64_t offset; /* of the extent in the arena; meaningful in states that own one */
     _Atomic uint64_t size;   /* bytes of the stored value */
-    _Atomic uint64_t stamp;  /* last access: ticks << 8 | reads, saturating at 255 */
+    _Atomic uint64_t stamp;  /* last access: ticks << 8 | reads since it came to memory, see mp_stamp_read */
     /* under the mutex */
     _Atomic uint64_t holders[MP_BIT_WORDS];
     uint64_t created; /* ticks, as in stamp before the shift */
@@ -81,7 +81,7 @@ typedef struct mp_entry {
     uint32_t edges_in;     /* (cache) values that this object's refs are inside of */
     uint32_t doomed;       /* (cache) it is on the list of the DEAD that have edges left */
     uint32_t reserved0;
-    uint64_t reserved[1];
+    _Atomic uint64_t arrived; /* ticks when it last came to memory: by a put or a restore */
 } mp_entry;
 
 /* The word of a member slot: bits 0-7 state, bits 8-63 generation. */
@@ -229,7 +229,7 @@ typedef struct mp_header {
     _Atomic uint64_t overflow_limit;
     _Atomic uint64_t handoff_ns;     /* 0 = never lapses */
     _Atomic uint32_t codec;          /* number of the compression for what is spilled from now on */
-    uint32_t reserved2;
+    _Atomic uint32_t policy;         /* number of the eviction policy of all who have none of their own */
 
     /* waiting */
     _Atomic uint32_t event;   /* bumped before every wake */

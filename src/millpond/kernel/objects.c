@@ -26,6 +26,7 @@ static void bear(mp_member *m, uint32_t entry, uint64_t size, uint64_t birth, en
     uint64_t now = mp_ticks();
     atomic_store_explicit(&e->size, size, memory_order_relaxed);
     atomic_store_explicit(&e->stamp, now << 8, memory_order_relaxed);
+    atomic_store_explicit(&e->arrived, now, memory_order_relaxed);
     e->created = now;
     e->owner = m->slot;
     e->tokens = e->names = e->name = e->edges_in = e->edges_out = e->doomed = 0;
@@ -327,7 +328,9 @@ mp_code mp_restore_end(mp_member *m, uint32_t entry, uint64_t birth, enum mp_sta
     uint64_t from = mp_word(birth, MP_RESTORING);
     if (state == MP_RESIDENT) {
         uint64_t size = atomic_load(&e->size);
-        atomic_store_explicit(&e->stamp, mp_ticks() << 8, memory_order_relaxed);
+        uint64_t now = mp_ticks();
+        atomic_store_explicit(&e->arrived, now, memory_order_relaxed);
+        atomic_store_explicit(&e->stamp, now << 8 | MP_READS_RESTORED, memory_order_relaxed);
         MP_FAILPOINT("restore.filled");
         if (!mp_leave(m, e, from, MP_RESIDENT)) return MP_IS_DELETED; /* PAIR seal */
         atomic_fetch_add(&m->header->restored_bytes, size);

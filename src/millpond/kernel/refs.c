@@ -97,8 +97,8 @@ mp_code mp_view(mp_member *m, uint32_t entry, uint64_t birth, uint64_t *offset, 
     }
     *offset = atomic_load_explicit(&e->offset, memory_order_relaxed);
     *size = atomic_load_explicit(&e->size, memory_order_relaxed);
-    uint64_t reads = atomic_load_explicit(&e->stamp, memory_order_relaxed) & 255u;
-    atomic_store_explicit(&e->stamp, mp_ticks() << 8 | (reads < 255 ? reads + 1 : 255), memory_order_relaxed);
+    uint64_t seen = atomic_load_explicit(&e->stamp, memory_order_relaxed);
+    atomic_store_explicit(&e->stamp, mp_stamp_read(seen, mp_ticks()), memory_order_relaxed);
     return MP_OK;
 }
 

@@ -22,10 +22,11 @@ uint32_t mp_candidates(mp_member *m, uint32_t *cursor, mp_candidate *rows, uint3
         rows[n++] = (mp_candidate){
             .entry = *cursor,
             .clean = atomic_load_explicit(&e->place.segment, memory_order_relaxed) != 0,
-            .hits = (uint8_t)(stamp & 255u),
+            .hits = mp_stamp_reads(stamp),
             .birth = mp_birth_of(control),
             .size = mp_extent_bytes(atomic_load_explicit(&e->size, memory_order_relaxed)),
             .stamp = stamp >> 8,
+            .arrived = atomic_load_explicit(&e->arrived, memory_order_relaxed),
         };
     }
     return n;

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from millpond.eviction.limits import default_memory_limit, usable_memory
-from millpond.eviction.policies import resolve
+from millpond.eviction.named import resolve
 from millpond.hot import NO_LIMIT
 from millpond.spill.codec import CODECS
 from millpond.spill.directory import default_base
@@ -71,8 +71,7 @@ class Options:
 
     def to_config(self) -> bytes:
         """What the table keeps for members that connect."""
-        eviction = self.eviction if isinstance(self.eviction, str) else "lru"
-        return json.dumps({"spill_dirs": self.spill_dirs, "eviction": eviction}).encode()
+        return json.dumps({"spill_dirs": self.spill_dirs}).encode()
 
 
 def _directories(spill_dir: PathLike | Sequence[PathLike] | None, disk: int) -> tuple[str, ...]:
@@ -86,10 +85,9 @@ def _directories(spill_dir: PathLike | Sequence[PathLike] | None, disk: int) -> 
     return tuple(os.path.abspath(os.fspath(path)) for path in several)
 
 
-def parse_config(config: bytes) -> tuple[tuple[str, ...], str]:
-    """(spill directories, eviction) from `to_config`."""
-    read = json.loads(config)
-    return tuple(read["spill_dirs"]), read["eviction"]
+def parse_config(config: bytes) -> tuple[str, ...]:
+    """The spill directories from `to_config`."""
+    return tuple(json.loads(config)["spill_dirs"])
 
 
 CODECS_BY_NAME = {codec.name: codec for codec in CODECS.values()}

@@ -20,7 +20,7 @@ import numpy as np
 
 from millpond.errors import SpillError, StoreFullError
 from millpond.eviction.limits import headroom
-from millpond.eviction.policies import Rank
+from millpond.eviction.named import Policy, numbered
 from millpond.eviction.ranking import Ranking
 from millpond.hot import BLOCK, Batch, Code, Core
 from millpond.units import format_bytes
@@ -36,8 +36,10 @@ GC_INTERVAL_S = 1.0
 class Room:
     """Finds room in one store for one process. Safe for many threads, which take turns at evicting."""
 
-    def __init__(self, core: Core, policy: Rank, writer: SpillWriter | None) -> None:
-        self.policy = policy
+    def __init__(self, core: Core, writer: SpillWriter | None) -> None:
+        self.own_policy: Policy | None = None
+        self._number = core._policy()
+        self._shared_policy = self._ranked_by = numbered(self._number)
         self._core = core
         self._writer = writer
         self._lock = RLock()
@@ -101,12 +103,24 @@ class Room:
 
     def _rankings(self, nbytes: int) -> Iterator[Ranking]:
         """The last ranking while it lasts, then a fresh one: ranking is linear in the objects."""
-        if self._ranking is not None and not self._ranking.exhausted:
+        policy = self.policy
+        if self._ranking is not None and self._ranked_by is policy and not self._ranking.exhausted:
             yield self._ranking
         rows = self._core._candidates()
         share = int(rows["size"].sum()) // 8
-        self._ranking = Ranking(rows, self.policy, max(share, nbytes, BATCH_BYTES))
+        self._ranking = Ranking(rows, policy, max(share, nbytes, BATCH_BYTES), evict=True)
+        self._ranked_by = policy
         yield self._ranking
+
+    @property
+    def policy(self) -> Policy:
+        """The policy of this process: its own, if it was given a function, else that of the store."""
+        if self.own_policy is not None:
+            return self.own_policy
+        if self._number != self._core._policy():
+            self._number = self._core._policy()
+            self._shared_policy = numbered(self._number)
+        return self._shared_policy
 
     def _evict_rows(self, rows: np.ndarray[Any, Any]) -> int:
         freed: int = self._core._evict(rows[rows["clean"] != 0])

@@ -26,7 +26,7 @@ from millpond.errors import (
     StoreClosedError,
     StoreFullError,
 )
-from millpond.eviction.policies import resolve
+from millpond.eviction.named import NAMES, resolve
 from millpond.hot import Code, Core, Draft, Encoded, ObjectRef, Using
 from millpond.refcount import handoff
 from millpond.spill.directory import Directories
@@ -56,7 +56,8 @@ class Store(Core):
         directory on a disk.
     spill_limit: bytes on disk at most; None: as much as the disk has; 0: never spill.
     compression: "none" or "lz4".
-    eviction: "lru", or a function of the candidate table that gives the order in which they go.
+    eviction: "lru", "sieve", "gdsf", "mru", or a function of the candidate table that gives the order in
+        which they go (in this process; the other members use "lru" then).
     name: under which other processes can connect; None: by `address` and by unpickled refs only.
     handoff_timeout: seconds that an undelivered pickled ref keeps its object alive; None: for ever.
     overflow_limit: bytes of private copies for reads that find no room; None: a quarter of memory_limit.
@@ -85,18 +86,19 @@ class Store(Core):
     def _start(self, name: str | None, options: Options) -> None:
         self._files = membership.create(self, name, options)
         self._set_codec(CODECS_BY_NAME[options.compression].number)
-        self._compose(options.spill_dirs, options.eviction)
+        self._compose(options.spill_dirs)
+        self._set_eviction(options.eviction)
 
     @classmethod
     def _join(cls, key: str | bytes) -> Store:
         """A new member of a live store; the caller is in `membership.exclusive`."""
         store = cls.__new__(cls)
         store._files = membership.join(store, key)
-        store._compose(*parse_config(store._config()))
+        store._compose(parse_config(store._config()))
         store._janitor.start()
         return store
 
-    def _compose(self, spill_dirs: Sequence[str], eviction: Any) -> None:
+    def _compose(self, spill_dirs: Sequence[str]) -> None:
         writer = reader = None
         self._directories: Directories | None = None
         try:
@@ -105,7 +107,7 @@ class Store(Core):
                 writer = SpillWriter(self, self._directories, CODECS_BY_NUMBER[self._codec()])
                 reader = SpillReader(self, self._directories)
             self._writer = writer
-            self._room = Room(self, resolve(eviction), writer)
+            self._room = Room(self, writer)
             self._restore = Restore(self, self._room, reader)
             self._prefetch = Prefetch(self, self._restore.ahead)
             self._janitor = Janitor(self)
@@ -387,9 +389,10 @@ class Store(Core):
     ) -> None:
         """Changes options while the store runs; what is not named stays. Values are those of `Store`.
 
-        The limits and the compression hold for all members, the eviction for this process. A lower
-        memory_limit spills at once what is not pinned; while more than it is pinned, `stats().over_limit`
-        says so and new objects go to disk. Raises ValueError, TypeError, StoreClosedError.
+        They hold for all members; only a function as eviction is for this process alone, until it names a
+        policy again. A lower memory_limit spills at once what is not pinned; while more than it is pinned,
+        `stats().over_limit` says so and new objects go to disk.
+        Raises ValueError, TypeError, StoreClosedError.
         """
         with Using(self):
             self._guard()
@@ -411,9 +414,17 @@ class Store(Core):
             self._set_limits(options.memory_limit, options.spill_limit, options.overflow_limit)
             self._set_codec(CODECS_BY_NAME[options.compression].number)
             if eviction is not KEEP:
-                self._room.policy = resolve(options.eviction)
+                self._set_eviction(options.eviction)
             self._tidy()
             self._room.shrink_to(options.memory_limit)
+
+    def _set_eviction(self, eviction: str | Callable[..., Any]) -> None:
+        """A name is for all members that have no function of their own, a function for this process."""
+        if isinstance(eviction, str):
+            self._set_policy(NAMES.index(eviction))
+            self._room.own_policy = None
+        else:
+            self._room.own_policy = resolve(eviction)
 
     def _compression(self) -> str:
         return CODECS_BY_NUMBER[self._codec()].name
