@@ -81,6 +81,7 @@ bench: venv ## run the benchmarks; tables on the screen, JSON in benchmarks/resu
 	$(BIN)/python benchmarks/references.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/spill.py
+	$(BIN)/python benchmarks/eviction.py --real
 
 stress: venv ## 2 GiB through 256 MiB, four processes, one killed every second
 	$(BIN)/millpond stress --memory 256MiB --data 2GiB --processes 4 --seconds 20 --kill
