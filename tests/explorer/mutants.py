@@ -1,0 +1,59 @@
+"""The protocols with one ordering, look or step taken away. A model that does not catch them proves nothing.
+
+x86 hides what only weakens a load or a seq_cst store behind a read-modify-write, so a mutant says which of
+the memory models must find it.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from explorer import scenarios
+from explorer.machine import Machine, StoreBuffers, Views
+from explorer.scenarios import Build
+
+BOTH: Final = (StoreBuffers, Views)
+C11: Final = (Views,)
+
+
+class Mutant(NamedTuple):
+    """What is changed, where it must show, and under which memory."""
+
+    change: str
+    scenario: Build
+    machines: tuple[type[Machine], ...]
+
+
+MUTANTS: Final = (
+    Mutant("get reads the offset first", scenarios.gets_against_move, BOTH),
+    Mutant("get pins relaxed", scenarios.gets_against_evict, C11),
+    Mutant("get looks relaxed", scenarios.gets_against_evict, C11),
+    Mutant("evict stores relaxed", scenarios.gets_against_evict, BOTH),
+    Mutant("evict looks relaxed", scenarios.gets_against_evict, C11),
+    Mutant("evict reads the pins first", scenarios.gets_against_evict, BOTH),
+    Mutant("move stores relaxed", scenarios.gets_against_move, BOTH),
+    Mutant("move publishes relaxed", scenarios.gets_against_move, C11),
+    Mutant("move publishes before it copies", scenarios.gets_against_move, BOTH),
+    Mutant("move ignores pins", scenarios.gets_against_move, BOTH),
+    Mutant("unpin clears relaxed", scenarios.gets_against_delete, C11),
+    Mutant("unpin looks relaxed", scenarios.gets_against_delete, C11),
+    Mutant("unpin looks for no death", scenarios.gets_against_delete, BOTH),
+    Mutant("a failed get only clears its bit", scenarios.gets_against_delete, BOTH),
+    Mutant("delete stores relaxed", scenarios.gets_against_delete, C11),
+    Mutant("delete ignores pins", scenarios.gets_against_delete, BOTH),
+    Mutant("seal before the last byte", scenarios.seal_against_get_and_delete, BOTH),
+    Mutant("seal relaxed", scenarios.seal_against_get_and_delete, C11),
+    Mutant("a draft is not pinned", scenarios.seal_against_get_and_delete, BOTH),
+    Mutant("hold counts without looking", scenarios.hold_against_drop, BOTH),
+    Mutant("drop clears the bit before the count", scenarios.hold_against_drop, BOTH),
+    Mutant("drop before the hand-off", scenarios.hand_off_from_the_last_holder, BOTH),
+    Mutant("collect counts no hand-off", scenarios.hand_off_that_must_arrive, BOTH),
+    Mutant("consume before hold", scenarios.hand_off_that_must_arrive, BOTH),
+    Mutant("no rebuild after a dead owner", scenarios.hand_off_to_a_victim, BOTH),
+    Mutant("reaping tests only what it held", scenarios.drop_by_a_victim, BOTH),
+    Mutant("restored before it is read", scenarios.restores, BOTH),
+    Mutant("restored relaxed", scenarios.restores, C11),
+    Mutant("leave wakes nobody", scenarios.restores, BOTH),
+    Mutant("the event is read late", scenarios.restores, BOTH),
+    Mutant("the owner is set last", scenarios.restores_and_a_victim, BOTH),
+)

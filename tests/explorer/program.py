@@ -1,0 +1,171 @@
+"""A program of the explorer: a list of steps over shared locations and private registers.
+
+Values and locations are constants or functions of the registers, so that an address may be computed.
+Invariants: a step is visible to other threads (a load, a store, a lock) or local (a jump, an assignment);
+local ones take no time of their own, since nobody can tell when they ran.
+Not here: what a step does to memory (`machine`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+
+Registers = dict[str, int]
+Value = int | Callable[[Registers], int]
+Location = str | Callable[[Registers], str]
+Condition = Callable[[Registers], bool]
+
+
+class Order(Enum):
+    """The orders of C11 that the kernel uses. Plain bytes count as RELAXED."""
+
+    RELAXED = 0
+    ACQUIRE = 1
+    RELEASE = 2
+    SEQ_CST = 3
+
+
+@dataclass(frozen=True)
+class Load:
+    register: str
+    location: Location
+    order: Order
+
+
+@dataclass(frozen=True)
+class Store:
+    location: Location
+    value: Value
+    order: Order
+
+
+@dataclass(frozen=True)
+class Update:
+    """A read-modify-write. `change` gives the new value, or None to leave the old one (a failed CAS)."""
+
+    location: Location
+    change: Callable[[int, Registers], int | None]
+    register: str | None
+    """Gets the old value."""
+    order: Order
+
+
+@dataclass(frozen=True)
+class Lock:
+    """Takes the robust mutex; register `inherited` is 1 if its last owner died with it."""
+
+
+@dataclass(frozen=True)
+class Unlock:
+    pass
+
+
+@dataclass(frozen=True)
+class Sleep:
+    """A futex wait: as long as `location` holds what `register` holds. It also ends by itself after a slice;
+    here only where somebody has died, and what `watched` holds is no reason to wait any longer."""
+
+    location: str
+    register: str
+    watched: str
+    waits: Callable[[int], bool]
+
+
+@dataclass(frozen=True)
+class AwaitDeath:
+    """Goes on when thread number `victim` is dead: its byte lock is free."""
+
+    victim: int
+
+
+@dataclass(frozen=True)
+class Let:
+    register: str
+    value: Value
+
+
+@dataclass(frozen=True)
+class Jump:
+    condition: Condition
+    label: str
+
+
+@dataclass(frozen=True)
+class Require:
+    """What must hold here."""
+
+    condition: Condition
+    text: str
+
+
+Step = Load | Store | Update | Lock | Unlock | Sleep | AwaitDeath | Let | Jump | Require
+LOCAL = (Let, Jump, Require)
+
+
+@dataclass
+class Program:
+    """Steps, put together one call each. A mortal thread may be killed before any visible step."""
+
+    name: str
+    mortal: bool = False
+    steps: list[Step] = field(default_factory=list)
+    labels: dict[str, int] = field(default_factory=dict)
+
+    def load(self, register: str, location: Location, order: Order = Order.SEQ_CST) -> None:
+        self.steps.append(Load(register, location, order))
+
+    def store(self, location: Location, value: Value, order: Order = Order.SEQ_CST) -> None:
+        self.steps.append(Store(location, value, order))
+
+    def update(
+        self,
+        location: Location,
+        change: Callable[[int, Registers], int | None],
+        register: str | None = None,
+        order: Order = Order.SEQ_CST,
+    ) -> None:
+        self.steps.append(Update(location, change, register, order))
+
+    def swap(self, location: Location, expected: Value, new: Value, register: str) -> None:
+        """Compare and swap; `register` gets the old value, which is `expected` if it was done."""
+        self.update(
+            location,
+            lambda old, r: value_of(new, r) if old == value_of(expected, r) else None,
+            register,
+        )
+
+    def lock(self) -> None:
+        self.steps.append(Lock())
+
+    def unlock(self) -> None:
+        self.steps.append(Unlock())
+
+    def sleep(self, location: str, register: str, watched: str, waits: Callable[[int], bool]) -> None:
+        self.steps.append(Sleep(location, register, watched, waits))
+
+    def await_death(self, victim: int) -> None:
+        self.steps.append(AwaitDeath(victim))
+
+    def let(self, register: str, value: Value) -> None:
+        self.steps.append(Let(register, value))
+
+    def jump(self, label: str, condition: Condition = lambda r: True) -> None:
+        self.steps.append(Jump(condition, label))
+
+    def label(self, name: str) -> None:
+        self.labels[name] = len(self.steps)
+
+    def require(self, condition: Condition, text: str) -> None:
+        self.steps.append(Require(condition, f"{self.name}: {text}"))
+
+
+def value_of(value: Value, registers: Registers) -> int:
+    """What a constant or computed value is, given the registers."""
+    return value(registers) if callable(value) else value
+
+
+def location_of(location: Location, registers: Registers) -> str:
+    """The same for a location."""
+    return location(registers) if callable(location) else location

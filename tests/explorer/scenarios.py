@@ -1,0 +1,205 @@
+"""Which operations run against each other, and what must never come of it.
+
+Invariants: every scenario is small enough to be explored whole; it ends with nothing leaked, nothing freed
+twice, nobody waiting for ever, besides what its operations require on their way.
+Not here: the operations (`protocols`), how they are run (`machine`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from explorer.machine import Scenario
+from explorer.program import Program, Registers
+from explorer.protocols import (
+    DEAD_STATES,
+    DRAFT,
+    FREE,
+    FREED,
+    NONE,
+    RESIDENT,
+    SPILLED,
+    STATE,
+    VALUE,
+    Changes,
+    delete,
+    drop,
+    drop_bit,
+    evict,
+    expire,
+    get,
+    hold,
+    issue_and_drop,
+    load_token,
+    move,
+    reap,
+    reap_restorer,
+    restore,
+    seal,
+)
+
+Build = Callable[[Changes], Scenario]
+
+
+def _whole(memory: dict[str, int], registers: list[Registers]) -> str | None:
+    if memory["mutex"]:
+        return "the mutex is never released"
+    if memory["control"] & STATE in DEAD_STATES and memory["pins"] == 0:
+        return "dead and not pinned, but never freed"
+    return "freed twice" if memory["freed"] > 1 else None
+
+
+def _resident(**more: int) -> dict[str, int]:
+    return {"control": RESIDENT, "pins": 0, "offset": 0, "byte0": VALUE, "byte1": FREED, "freed": 0, **more}
+
+
+def gets_against_evict(changes: Changes = NONE) -> Scenario:
+    return Scenario(
+        "two gets against evict", [get(0, changes), get(1, changes), evict(changes)], _resident(), _whole
+    )
+
+
+def gets_against_move(changes: Changes = NONE) -> Scenario:
+    return Scenario(
+        "two gets against move", [get(0, changes), get(1, changes), move(changes)], _resident(), _whole
+    )
+
+
+def get_against_move_and_evict(changes: Changes = NONE) -> Scenario:
+    return Scenario(
+        "get against move and evict", [get(0, changes), move(changes), evict(changes)], _resident(), _whole
+    )
+
+
+def gets_against_delete(changes: Changes = NONE) -> Scenario:
+    return Scenario(
+        "two gets against delete", [get(0, changes), get(1, changes), delete(changes)], _resident(), _whole
+    )
+
+
+def get_against_move_and_delete(changes: Changes = NONE) -> Scenario:
+    return Scenario(
+        "get against move and delete", [get(0, changes), move(changes), delete(changes)], _resident(), _whole
+    )
+
+
+def seal_against_get_and_delete(changes: Changes = NONE) -> Scenario:
+    memory = {
+        **_resident(event=0),
+        "control": DRAFT,
+        "byte0": FREED,
+        "pins": 0 if "a draft is not pinned" in changes else 1,
+    }
+    programs = [seal(changes), get(1, changes), delete(changes)]
+    return Scenario("seal against get and delete", programs, memory, _whole)
+
+
+def hold_against_drop(changes: Changes = NONE) -> Scenario:
+    def at_end(memory: dict[str, int], registers: list[Registers]) -> str | None:
+        holds = registers[0]["holds"]
+        if holds and memory["control"] != RESIDENT:
+            return "freed although it is held"
+        if holds and not memory["holders"]:
+            return "held without a holder bit"
+        return "nobody holds it, and it is not freed" if not holds and memory["control"] != FREE else None
+
+    memory = {"control": RESIDENT, "refs": 1, "holders": 1, "tokens": 0}
+    return Scenario("hold against drop", [hold(changes), drop(changes)], memory, at_end)
+
+
+def hand_off(changes: Changes = NONE) -> Scenario:
+    def at_end(memory: dict[str, int], registers: list[Registers]) -> str | None:
+        if registers[1].get("holds") and memory["control"] != RESIDENT:
+            return "freed although the receiver holds it"
+        if not registers[1].get("holds") and memory["control"] != FREE:
+            return "nobody holds it, and it is not freed"
+        return None
+
+    memory = {"control": RESIDENT, "holders": 1, "tokens": 0, "nonce": 0}
+    return Scenario(
+        "hand-off against expiry", [issue_and_drop(changes), load_token(changes), expire()], memory, at_end
+    )
+
+
+def hand_off_that_must_arrive(changes: Changes = NONE) -> Scenario:
+    """The receiver starts when the hand-off was issued, and nothing lapses."""
+
+    def at_end(memory: dict[str, int], registers: list[Registers]) -> str | None:
+        if not registers[1].get("holds") or memory["control"] != RESIDENT:
+            return "the object was gone before its receiver had it"
+        return None
+
+    memory = {"control": RESIDENT, "holders": 1, "tokens": 1, "nonce": 1}
+    sender = Program("sender")
+    drop_bit(sender, changes)
+    return Scenario("hand-off that must arrive", [sender, load_token(changes)], memory, at_end)
+
+
+def hand_off_from_the_last_holder(changes: Changes = NONE) -> Scenario:
+    """A pickle of the only ref there is: the object lives on until it lapses."""
+
+    def at_end(memory: dict[str, int], registers: list[Registers]) -> str | None:
+        return None if memory["control"] == RESIDENT and memory["nonce"] else "the hand-off came too late"
+
+    memory = {"control": RESIDENT, "holders": 1, "tokens": 0, "nonce": 0}
+    return Scenario("hand-off from the last holder", [issue_and_drop(changes)], memory, at_end)
+
+
+def hand_off_to_a_victim(changes: Changes = NONE) -> Scenario:
+    """The receiver is killed anywhere, and reaped; the hand-off lapses at any time."""
+
+    def at_end(memory: dict[str, int], registers: list[Registers]) -> str | None:
+        reaped = "inherited" in registers[2]
+        if reaped and memory["control"] != FREE:
+            return "held by nobody but the dead, and not freed"
+        return "the mutex is never released" if memory["mutex"] and reaped else None
+
+    memory = {"control": RESIDENT, "holders": 0, "tokens": 1, "nonce": 1}
+    programs = [Program("nobody"), load_token(changes, mortal=True), reap(1, changes), expire(changes)]
+    return Scenario("hand-off to a victim", programs, memory, at_end)
+
+
+def drop_by_a_victim(changes: Changes = NONE) -> Scenario:
+    """The last holder is killed while it drops its ref: between the bit and the end of the object, too."""
+
+    def at_end(memory: dict[str, int], registers: list[Registers]) -> str | None:
+        return None if memory["control"] == FREE else "held by nobody, and not freed"
+
+    victim = Program("drop", mortal=True)
+    drop_bit(victim, changes, bit=2)
+    memory = {"control": RESIDENT, "holders": 2, "tokens": 0, "nonce": 0}
+    return Scenario("drop by a victim", [victim, reap(0, changes)], memory, at_end)
+
+
+def restores(changes: Changes = NONE) -> Scenario:
+    memory = {"control": SPILLED, "owner": 9, "byte0": FREED, "event": 0}
+    programs = [restore(0, changes), restore(1, changes), restore(2, changes)]
+    return Scenario("three restores of one object", programs, memory, lambda memory, registers: None)
+
+
+def restores_and_a_victim(changes: Changes = NONE) -> Scenario:
+    def at_end(memory: dict[str, int], registers: list[Registers]) -> str | None:
+        return None if memory["control"] & STATE == RESIDENT else "not restored in the end"
+
+    memory = {"control": SPILLED, "owner": 9, "byte0": FREED, "event": 0}
+    programs = [restore(0, changes, mortal=True), restore(1, changes), reap_restorer(0, changes)]
+    return Scenario("a restorer that is killed", programs, memory, at_end)
+
+
+SCENARIOS: Final[tuple[Build, ...]] = (
+    gets_against_evict,
+    gets_against_move,
+    get_against_move_and_evict,
+    gets_against_delete,
+    get_against_move_and_delete,
+    seal_against_get_and_delete,
+    hold_against_drop,
+    hand_off,
+    hand_off_that_must_arrive,
+    hand_off_from_the_last_holder,
+    hand_off_to_a_victim,
+    drop_by_a_victim,
+    restores,
+    restores_and_a_victim,
+)
