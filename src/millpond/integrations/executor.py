@@ -1,12 +1,7 @@
 """`ProcessPoolExecutor`: the one of concurrent.futures, with large arguments and results in a store.
 
-A call is pickled when it is sent, not when it is submitted. What is small travels through the pool's pipe as
-ever; a call or result of more than `share_above` bytes goes into the store as one object, and only its place
-travels. The receiver's arrays are views of it.
-Invariants: an argument's object is held by the pending call and nothing else, so it is gone whichever way the
-call ends; a result's object is held by a hand-off of the executor's own family until it has arrived, and what
-never arrives is withdrawn when the executor ends; an unread result is a ref, not a view, and may be spilled.
-Not here: the pool (concurrent.futures), how objects are stored (millpond.store).
+Invariants: as in calls.py; a private store ends with the pool, its pending calls and its unread results.
+Not here: the pool (concurrent.futures), how calls and results travel (calls.py).
 """
 
 from __future__ import annotations
@@ -18,27 +13,22 @@ import multiprocessing
 import multiprocessing.util
 import os
 import pickle
-import secrets
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from functools import partial
 from multiprocessing.context import BaseContext
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from millpond import ObjectRef, Store, StoreClosedError, connect, load_ref
+from millpond import ObjectRef, Store, connect
+from millpond.integrations.calls import SHARE_ABOVE, Arrived, Call, Lease, Outcome, Task, by_value, carried
 from millpond.store import reducers
 
 __all__ = ["Future", "ProcessPoolExecutor"]
 
 T = TypeVar("T")
-Inline: TypeAlias = tuple[bytes, list[bytes | bytearray]]
-
-SHARE_ABOVE = 64 << 10
 
 
 class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
@@ -79,7 +69,7 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
         self.store = Store() if store is None else store
         """Where large values go; calls can be given refs to what was put here."""
         self._share_above = share_above
-        self._lease: _Lease | None = _Lease(self.store, private=store is None)
+        self._lease: Lease | None = Lease(self.store, private=store is None)
         start = (self.store.address, self._lease.family, share_above, initializer, initargs)
         try:
             super().__init__(
@@ -91,8 +81,8 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[T]:
         """Schedules `fn(*args, **kwargs)`, where refs among the arguments arrive as values."""
-        call = _Call(self._lease, self.store, self._share_above, (fn, args, kwargs))
-        future: Any = super().submit(_run, call)  # type: ignore[arg-type]  # it is a _Task where it arrives
+        call = Call(self._lease, self.store, self._share_above, _dumps, (fn, args, kwargs))
+        future: Any = super().submit(_run, call)  # type: ignore[arg-type]  # it is a Task where it arrives
         # The standard library makes futures of its own class; ours has no fields of its own. Nobody else has
         # seen this one, and it makes no difference whether it is done by now.
         future.__class__ = Future
@@ -139,13 +129,13 @@ class Future(concurrent.futures.Future[T]):
             found = super().result(timeout)
         finally:
             del self  # an error, its traceback and this future would hold each other
-        return found.value() if isinstance(found, _Arrived) else found
+        return found.value() if isinstance(found, Arrived) else found
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What the call raised, or why its result could not be received, or None."""
         error = super().exception(timeout)
         found: Any = self._result
-        return found.error if error is None and isinstance(found, _Arrived) else error
+        return found.error if error is None and isinstance(found, Arrived) else error
 
     def _get_snapshot(self) -> tuple[bool, bool, T | None, BaseException | None]:
         """(done, cancelled, result, exception): newer versions of asyncio take these from a future."""
@@ -174,27 +164,12 @@ def _results(
             future.cancel()
 
 
-# --- values on their way ---
-
-
-class _Carrying(threading.local):
-    refs: list[ObjectRef]
-
-
-_carrying = _Carrying()
-
-
-def _carried(index: int) -> ObjectRef:
-    """What a ref is pickled as: its number among those that travel beside the pickle."""
-    return _carrying.refs[index]
-
-
 def _dumps(value: Any, refs: list[ObjectRef]) -> tuple[bytes, list[pickle.PickleBuffer]]:
     """(pickle, its buffers), as multiprocessing pickles; the refs that are met are appended to `refs`."""
 
     def carry(ref: ObjectRef) -> tuple[Any, ...]:
         refs.append(ref)
-        return _carried, (len(refs) - 1,)
+        return carried, (len(refs) - 1,)
 
     file = io.BytesIO()
     buffers: list[pickle.PickleBuffer] = []
@@ -204,115 +179,12 @@ def _dumps(value: Any, refs: list[ObjectRef]) -> tuple[bytes, list[pickle.Pickle
     return file.getvalue(), buffers
 
 
-def _pack(value: Any, store: Store, share_above: int) -> tuple[Inline | None, list[ObjectRef]]:
-    """(pickle and buffers, refs in the value); if they are large, (None, those refs and one to all of it)."""
-    refs: list[ObjectRef] = []
-    inband, buffers = _dumps(value, refs)
-    views = [buffer.raw() for buffer in buffers]
-    if len(inband) + sum(view.nbytes for view in views) <= share_above:
-        return (inband, [bytes(view) if view.readonly else bytearray(view) for view in views]), refs
-    refs.append(store.put([pickle.PickleBuffer(inband), *buffers]))
-    return None, refs
-
-
-def _unpack(inline: Inline | None, refs: list[ObjectRef]) -> Any:
-    """The value that was packed; its arrays are views if it was large."""
-    inband, *buffers = refs[-1].get() if inline is None else (inline[0], *inline[1])
-    outer = getattr(_carrying, "refs", [])
-    _carrying.refs = refs
-    try:
-        return pickle.loads(inband, buffers=buffers)
-    finally:
-        _carrying.refs = outer
-
-
-def _value(argument: Any) -> Any:
-    return argument.get() if type(argument) is ObjectRef else argument
-
-
 def _by_value(function: Callable[..., T], *args: Any) -> T:
-    return function(*map(_value, args))
+    return function(*map(by_value, args))
 
 
 def _each(function: Callable[..., T], chunk: list[tuple[Any, ...]]) -> list[T]:
     return [function(*args) for args in chunk]
-
-
-# --- in the process that submits ---
-
-
-class _Lease:
-    """What an executor, its pending calls and its unread results have in common. When all of them are gone,
-    hand-offs of results that never arrived are withdrawn, or, if the store is private, it is closed."""
-
-    def __init__(self, store: Store, private: bool) -> None:
-        self.family = secrets.randbits(47) + 1
-        _leases[self.family] = self
-        weakref.finalize(self, _end_lease, store, self.family, private, os.getpid())
-
-
-_leases: weakref.WeakValueDictionary[int, _Lease] = weakref.WeakValueDictionary()
-
-
-def _end_lease(store: Store, family: int, private: bool, pid: int) -> None:
-    if pid != os.getpid():
-        return  # a forked child has a copy of everything and owns nothing of it
-    if private:
-        store.close()
-        return
-    with suppress(StoreClosedError):
-        store._token_withdraw(family)
-        store._tidy()  # workers that were killed hold nothing any more
-
-
-class _Call:
-    """A submitted call. It holds its arguments, and their object, until the pool is done with it."""
-
-    __slots__ = ("_lease", "_refs", "_share_above", "_store", "_task")
-
-    def __init__(self, lease: _Lease | None, store: Store, share_above: int, task: tuple[Any, ...]) -> None:
-        self._lease = lease
-        self._store = store
-        self._share_above = share_above
-        self._task = task
-        self._refs: list[ObjectRef] = []
-
-    def __reduce__(self) -> Any:
-        inline, self._refs = _pack(self._task, self._store, self._share_above)
-        # Deliveries 0: what the worker loads is held here for as long as that can happen.
-        return _Task, (inline, [ref._store._hand_off(ref, 0) for ref in self._refs])
-
-
-class _Arrived:
-    """A result that has come back and was not read yet; afterwards, its value."""
-
-    def __init__(
-        self, lease: _Lease | None, inline: Inline | None, refs: list[ObjectRef], error: Exception | None
-    ) -> None:
-        self._unread: tuple[_Lease | None, Inline | None, list[ObjectRef]] | None = (lease, inline, refs)
-        self._lock = threading.Lock()
-        self._value: Any = None
-        self.error = error
-
-    def value(self) -> Any:
-        """Loads it the first time. What fails then is tried again the next time."""
-        if self.error is not None:
-            raise self.error
-        with self._lock:
-            if self._unread is not None:
-                _, inline, refs = self._unread
-                self._value = _unpack(inline, refs)
-                self._unread = None
-            return self._value
-
-
-def _receive(family: int, inline: Inline | None, hand_offs: list[bytes]) -> _Arrived:
-    """Takes over the refs of a result. Must not raise: the pool would break."""
-    lease = _leases.get(family)
-    try:
-        return _Arrived(lease, inline, [load_ref(data) for data in hand_offs], None)
-    except Exception as error:
-        return _Arrived(lease, None, [], error)
 
 
 # --- in the worker ---
@@ -348,35 +220,11 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-class _Task:
-    """A call that has come to a worker, not loaded yet: what fails there is the call's error."""
-
-    __slots__ = ("_hand_offs", "_inline")
-
-    def __init__(self, inline: Inline | None, hand_offs: list[bytes]) -> None:
-        self._inline = inline
-        self._hand_offs = hand_offs
-
-    def perform(self) -> Any:
-        """What the function returns. All that was loaded for it is dropped then."""
-        refs = [load_ref(data) for data in self._hand_offs]
-        function, args, kwargs = _unpack(self._inline, refs)
-        return function(*map(_value, args), **{name: _value(value) for name, value in kwargs.items()})
+def _run(task: Task) -> Outcome:
+    return Outcome(_perform(task), _worker.store, _worker.family, _worker.share_above, _dumps)
 
 
-class _Outcome:
-    """A result on its way back."""
-
-    __slots__ = ("_inline", "_refs")
-
-    def __init__(self, result: Any) -> None:
-        self._inline, self._refs = _pack(result, _worker.store, _worker.share_above)
-
-    def __reduce__(self) -> Any:
-        family = _worker.family
-        hand_offs = [ref._store._hand_off(ref, 1, family=family) for ref in self._refs]
-        return _receive, (family, self._inline, hand_offs)
-
-
-def _run(task: _Task) -> _Outcome:
-    return _Outcome(task.perform())
+def _perform(task: Task) -> Any:
+    """What the function returns. All that was loaded for it is dropped then."""
+    (function, args, kwargs), _refs = task.load()
+    return function(*map(by_value, args), **{name: by_value(value) for name, value in kwargs.items()})
