@@ -15,8 +15,11 @@ from millpond.errors import (
     StoreFullError,
 )
 from millpond.hot import Draft, ObjectRef, weak_pickling
+from millpond.store.culprit import Failure
+from millpond.store.explain import Explanation, Part
 from millpond.store.info import Holders, ObjectInfo, Stats
 from millpond.store.reducers import register_reducer
+from millpond.store.serializability import Serializability, inspect_serializability
 from millpond.store.store import Store, connect, load_ref
 
 __version__ = "0.1.0"
@@ -24,6 +27,8 @@ __version__ = "0.1.0"
 __all__ = [
     "AttachError",
     "Draft",
+    "Explanation",
+    "Failure",
     "GetTimeoutError",
     "Holders",
     "MillpondError",
@@ -32,6 +37,8 @@ __all__ = [
     "ObjectLostError",
     "ObjectNotFoundError",
     "ObjectRef",
+    "Part",
+    "Serializability",
     "SerializationError",
     "SpillError",
     "Stats",
@@ -42,6 +49,7 @@ __all__ = [
     "StoreFullError",
     "__version__",
     "connect",
+    "inspect_serializability",
     "load_ref",
     "register_reducer",
     "weak_pickling",

@@ -175,7 +175,7 @@ cdef class Core(Member):
                 return value
         return self._get_slow(ref, timeout, copy)
 
-    cdef object read(self, ObjectRef ref, bint copy, mp_code *code):
+    cdef object read(self, ObjectRef ref, int copy, mp_code *code):
         """The value if it is resident; else None and why."""
         cdef uint64_t offset = 0, size = 0
         cdef const uint8_t *p
@@ -188,14 +188,14 @@ cdef class Core(Member):
             raise damaged(size)
         p = self.m.arena_read + offset
         memcpy(&head, p, HEAD)
-        if head.kind == KIND_PICKLE and head.buffers == 0 and head.order == 0 and size <= INBAND_COPY_MAX and head.inband <= size - HEAD:
+        if head.kind == KIND_PICKLE and head.buffers == 0 and head.order == 0 and size <= INBAND_COPY_MAX and head.inband <= size - HEAD and copy != AS_BYTES:
             inband = PyBytes_FromStringAndSize(<char *>p + HEAD, head.inband)
             mp_unpin(&self.m, ref.entry, MP_ONE_VIEW)
             return _copy_private(inband, []) if copy else _loads(inband, ())
         return build(take_view(self, ref.entry, offset, size), p, size, copy)
 
-    def _read(self, ObjectRef ref, bint copy):
-        """(code, value): the value if the code is OK."""
+    def _read(self, ObjectRef ref, int copy):
+        """(code, value): the value if the code is OK. copy may be STORED_BYTES."""
         cdef mp_code code
         self.ensure_open()
         value = self.read(ref, copy, &code)
@@ -229,7 +229,12 @@ cdef class Core(Member):
             values[i] = value
         return code
 
-    def _build_private(self, buffer, bint copy):
+    def _encode(self, value):
+        """The value as `put` would store it."""
+        self.ensure_open()
+        return encode_array(value) if plain_array(value) else encode_pickle(self, value)
+
+    def _build_private(self, buffer, int copy):
         """The value whose stored bytes are in a private buffer."""
         cdef Py_buffer b
         PyObject_GetBuffer(buffer, &b, PyBUF_CONTIG_RO)

@@ -16,6 +16,7 @@ cdef enum:
     INBAND_BYTES = 512
     FRAME_MAX = 65536 # the pickler puts larger payloads outside of its frames
     INBAND_COPY_MAX = 16384 # a copy of so few bytes costs less than a view
+    AS_BYTES = 2 # in the place of `copy`: the stored bytes themselves, whatever they are
 
 cdef struct Head:
     uint8_t kind
@@ -36,6 +37,9 @@ cdef object _wants_care = None # of a long pickle; these four are store.serializ
 cdef object _careful = None
 cdef object _loads = None
 cdef object _copy_private = None
+
+
+STORED_BYTES = AS_BYTES
 
 
 def set_pickle(dumps):
@@ -116,8 +120,8 @@ cdef class Encoded:
     """A value on its way into the store: `size` bytes, as a prefix and buffers at known offsets."""
 
     cdef readonly uint64_t size
-    cdef bytes prefix
-    cdef list buffers
+    cdef readonly bytes prefix
+    cdef readonly list buffers
     cdef list offsets
     cdef list refs     # that the value contains, or None
 
@@ -261,9 +265,11 @@ cdef object damaged(uint64_t size):
     )
 
 
-cdef object build(object owner, const uint8_t *p, uint64_t size, bint copy):
+cdef object build(object owner, const uint8_t *p, uint64_t size, int copy):
     """The value over `size` bytes at p, which `owner` keeps in place (a buffer exporter of them)."""
     cdef Head head
+    if copy == AS_BYTES:
+        return memoryview(owner)
     if size < HEAD:
         raise damaged(size)
     memcpy(&head, p, HEAD)
@@ -323,6 +329,29 @@ cdef const uint8_t *address_of(object buffer) except NULL:
     p = <const uint8_t *>b.buf
     PyBuffer_Release(&b)
     return p
+
+
+def layout(stored, uint64_t size):
+    """(kind, in-band bytes, sizes of the buffers) of a stored value of `size` bytes, or of its beginning.
+
+    kind: "array", "pickle" or "buffer"; only a pickle has in-band bytes. Raises StoreCorruptedError.
+    """
+    cdef Head head
+    cdef uint64_t at
+    view = memoryview(stored)
+    if size < HEAD or view.nbytes < HEAD:
+        raise damaged(size)
+    memcpy(&head, PyBytes_AS_STRING(bytes(view[:HEAD])), HEAD)
+    at = align_up(HEAD + 8 * <uint64_t>head.ndim)
+    if head.kind == KIND_ARRAY and at <= size:
+        return "array", b"", [size - at]
+    if head.kind == KIND_BUFFER:
+        return "buffer", b"", [head.inband]
+    at = HEAD + 16 * <uint64_t>head.buffers
+    if head.kind != KIND_PICKLE or at > <uint64_t>view.nbytes or head.inband > <uint64_t>view.nbytes - at:
+        raise damaged(size)
+    sizes = [length for _, length in struct.iter_unpack("<QQ", view[HEAD:at])]
+    return "pickle", bytes(view[at:at + head.inband]), sizes
 
 
 cdef object build_pickle(object owner, const uint8_t *p, uint64_t size, Head *head, bint copy):

@@ -1,4 +1,4 @@
-"""Bytes and seconds as people write them: "2GiB", "30%", "10min".
+"""Bytes, seconds and paths as people write and read them: "2GiB", "30%", "10min".
 
 Invariants: what cannot be read without guessing is an error that shows what would be understood;
 results are exact integers for bytes, floats for seconds.
@@ -12,7 +12,7 @@ import operator
 import re
 from typing import SupportsIndex
 
-__all__ = ["format_bytes", "parse_bytes", "parse_seconds"]
+__all__ = ["format_bytes", "format_seconds", "parse_bytes", "parse_seconds", "shortened"]
 
 # A bare letter is binary, as in `ulimit`, Docker and the JVM.
 _BYTES = {"": 1, "b": 1}
@@ -106,3 +106,23 @@ def format_bytes(count: int) -> str:
             break
     digits = f"{size:.2f}" if abs(size) < 10 else f"{size:.1f}"
     return f"{digits.rstrip('0').rstrip('.')} {unit}"
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration for a person, two or three digits: "250 us", "40 ms", "12.5 s", "3 min", "2 h", "5 d"."""
+    if 0 < seconds < 0.001:
+        return f"{seconds * 1e6:.3g} us"
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    for unit, length in (("min", 60), ("h", 3600)):
+        if seconds < 120 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds / 86400:.0f} d"
+
+
+def shortened(path: str, length_max: int) -> str:
+    """A long path without its middle."""
+    half = (length_max - 5) // 2
+    return path if len(path) <= length_max else f"{path[:half]} ... {path[-half:]}"

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from millpond.observe.text import format_limit, format_seconds
+from millpond.observe.text import format_limit
 from millpond.store.info import ObjectInfo, Stats
 from millpond.store.registry import StoreInfo
-from millpond.units import format_bytes
+from millpond.units import format_bytes, format_seconds
 
 # Wide enough that nothing is folded when the output goes to a file or a pipe.
 PLAIN_WIDTH = 200

@@ -13,18 +13,6 @@ from millpond.store.info import ObjectInfo, Stats
 from millpond.units import format_bytes
 
 
-def format_seconds(seconds: float) -> str:
-    """A duration for a person, two or three digits: "0 ms", "12.5 s", "3 min", "2 h", "5 d"."""
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    for unit, length in (("min", 60), ("h", 3600)):
-        if seconds < 120 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds / 86400:.0f} d"
-
-
 def format_limit(limit: int | None) -> str:
     """A limit in bytes, where None is no limit."""
     return "none" if limit is None else format_bytes(limit)

@@ -1,7 +1,8 @@
-"""Where in a value the part is that cannot be pickled, and why.
+"""Where in a value the parts are that cannot be pickled, and why.
 
 A value that fails is taken apart the way pickle would take it apart, and every part is pickled on
-trial; the culprit is a part that fails while all of its own parts succeed.
+trial; a culprit is a part that fails while all of its own parts succeed. An error names the first one that
+is found; the tree of failures has them all.
 Invariants: each object is tried once, so cycles end; at most `TRIALS_MAX` trials and `DEPTH_MAX`
 steps down, after which the answer says "inside"; nothing is raised for what user code does, except
 what is not an `Exception`.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import copyreg
 import functools
 import itertools
+import pickle
 import reprlib
 import types
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +25,7 @@ import numpy as np
 
 from millpond.store import reducers
 
-__all__ = ["Culprit", "find_culprit"]
+__all__ = ["Culprit", "Failure", "find_culprit", "find_failures", "told"]
 
 TRIALS_MAX = 20_000
 DEPTH_MAX = 100
@@ -44,6 +46,23 @@ class Culprit:
     exact: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A part that cannot be pickled, and those of its parts that cannot: none if it is a culprit itself."""
+
+    path: str
+    """How to come to it: `value['model'].lock`."""
+    kind: str
+    """The name of its type."""
+    reason: str
+    """What pickle said."""
+    parts: tuple[Failure, ...] = ()
+    same_as: str | None = None
+    """The path where the same object was met first; its parts are there."""
+    exact: bool = True
+    """False: the search was cut short below it."""
+
+
 def find_culprit(value: Any, cause: Exception, trial: Trial) -> Culprit:
     """The culprit in `value`, which fails with `cause`. `trial` pickles an object and returns what it
     raised, or None. Paths start with "value"."""
@@ -54,10 +73,18 @@ def find_culprit(value: Any, cause: Exception, trial: Trial) -> Culprit:
     return found or search.deepest or Culprit("value", cause)
 
 
+def find_failures(value: Any, cause: Exception, trial: Trial) -> Failure:
+    """All that cannot be pickled in `value`, which fails with `cause`; else as `find_culprit`."""
+    search = _Search(trial)
+    search.seen[id(value)] = True
+    return search.collect(value, "value", cause, 0)
+
+
 class _Search:
     def __init__(self, trial: Trial) -> None:
         self.trial = trial
         self.seen: dict[int, bool] = {}  # id -> fails
+        self.paths: dict[int, str] = {}  # of what fails
         self.kept: list[Any] = []  # parts that were made up on the way: their ids must stay theirs
         self.deepest: Culprit | None = None
         self.depth_reached = 0
@@ -83,11 +110,42 @@ class _Search:
             innocent = innocent and not known
         return Culprit(path, cause) if innocent else None
 
+    def collect(self, value: Any, path: str, cause: Exception, depth: int) -> Failure:
+        """`value`, which fails, with all that fails in it."""
+        self.paths[id(value)] = path
+        failures: list[Failure] = []
+        exact = depth < DEPTH_MAX
+        for step, part in _parts_or_none(value) if exact else ():
+            if type(part) in _ATOMS:
+                continue
+            known = self.seen.get(id(part))
+            if known:
+                first = self.paths[id(part)]
+                failures.append(Failure(path + step, _kind(part), f"the same object as {first}", (), first))
+            elif known is None:
+                if len(self.kept) == TRIALS_MAX:
+                    exact = False
+                    break
+                if error := self.attempt(part):
+                    failures.append(self.collect(part, path + step, error, depth + 1))
+        return Failure(path, _kind(value), told(cause), tuple(failures), None, exact)
+
     def attempt(self, part: Any) -> Exception | None:
         error = self.trial(part)
         self.kept.append(part)
         self.seen[id(part)] = error is not None
         return error
+
+
+def _kind(value: Any) -> str:
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def told(cause: Exception) -> str:
+    """An error's words; with its kind where they would be strange without."""
+    plain = isinstance(cause, (TypeError, AttributeError, pickle.PicklingError)) and str(cause)
+    return plain or f"{type(cause).__name__}: {cause}"
 
 
 def _parts_or_none(value: Any) -> list[Part]:

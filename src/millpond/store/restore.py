@@ -134,8 +134,8 @@ class Restore:
             )
             spilled = [i for i in spilled if values[i] is _ABSENT]
 
-    def get(self, ref: ObjectRef, deadline: Deadline, copy: bool) -> Any:
-        """The value of `ref`, as `Store.get` promises it."""
+    def get(self, ref: ObjectRef, deadline: Deadline, copy: int) -> Any:
+        """The value of `ref`, as `Store.get` promises it; its stored bytes if copy is hot.STORED_BYTES."""
         watch = _Watch(self._core, ref)
         while True:
             code, value = self._core._read(ref, copy)
@@ -160,7 +160,7 @@ class Restore:
         else:
             self._core._wait(ref, deadline.slice())
 
-    def _restore(self, ref: ObjectRef, copy: bool, watch: _Watch) -> tuple[bool, Any]:
+    def _restore(self, ref: ObjectRef, copy: int, watch: _Watch) -> tuple[bool, Any]:
         """(True, value), or (False, None) when the state has changed and must be looked at again."""
         with Restoring(self._core, ref) as work:
             code, place, size = work.place()
@@ -175,7 +175,7 @@ class Restore:
             return self._into_memory(work, ref, place, size, copy, watch)
 
     def _into_memory(
-        self, work: Restoring, ref: ObjectRef, place: Place, size: int, copy: bool, watch: _Watch
+        self, work: Restoring, ref: ObjectRef, place: Place, size: int, copy: int, watch: _Watch
     ) -> tuple[bool, Any]:
         while True:
             code, target = work.begin()
@@ -197,7 +197,7 @@ class Restore:
         raise self._core._fail(code, f"object {ref.id}")
 
     def _past_pinned(
-        self, ref: ObjectRef, place: Place, size: int, copy: bool, watch: _Watch
+        self, ref: ObjectRef, place: Place, size: int, copy: int, watch: _Watch
     ) -> tuple[bool, Any]:
         """All memory is in use: read around it. Others' pins and copies may be gone in a moment, so a
         refusal counts only after a while."""
@@ -228,7 +228,7 @@ class Restore:
         work.end("resident")
 
     def _past_stalled(
-        self, ref: ObjectRef, place: Place, size: int, copy: bool, watch: _Watch
+        self, ref: ObjectRef, place: Place, size: int, copy: int, watch: _Watch
     ) -> tuple[bool, Any]:
         """Somebody else restores, but does not move: read around it if the budget allows."""
         try:
@@ -241,7 +241,7 @@ class Restore:
                 ) from None
             return False, None
 
-    def _private(self, ref: ObjectRef, place: Place, size: int, copy: bool) -> Any:
+    def _private(self, ref: ObjectRef, place: Place, size: int, copy: int) -> Any:
         """The value from a private copy, or over a private map of the object's own file.
 
         Raises StoreFullError when neither can be: try again later.
@@ -265,7 +265,7 @@ class Restore:
         self._core._count_restored(size)
         return value
 
-    def _private_copy(self, ref: ObjectRef, place: Place, size: int, copy: bool) -> Any:
+    def _private_copy(self, ref: ObjectRef, place: Place, size: int, copy: int) -> Any:
         """The bytes are counted already; the copy takes the count over, and gives it back when it goes."""
         assert self._reader is not None
         try:

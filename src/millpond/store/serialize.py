@@ -23,14 +23,16 @@ import numpy as np
 from millpond.errors import MillpondError, SerializationError
 from millpond.hot import INBAND_MAX, OutOfBand, dumps
 from millpond.store import reducers
-from millpond.store.culprit import find_culprit
+from millpond.store.culprit import find_culprit, told
+from millpond.units import shortened
 
-__all__ = ["INBAND_MAX", "Pickled", "careful", "copy_private", "dumps", "loads", "wants_care"]
+__all__ = ["INBAND_MAX", "Pickled", "careful", "copy_private", "dumps", "failure", "loads", "wants_care"]
 
 Pickled: TypeAlias = tuple[bytes, list[memoryview]]
 """The in-band part and the buffers. A plain tuple: a class with names costs a fifth of a small put."""
 
 PROTOCOL = 5
+PATH_WIDTH = 300
 
 # How a pickle spells the name of the running program's module: its length, then its letters.
 _MAIN = b"\x8c\x08__main__"
@@ -189,7 +191,7 @@ def _frames(inband: bytes) -> Iterator[tuple[int, int]]:
         yield start, len(inband)
 
 
-def _failure(value: Any) -> Exception | None:
+def failure(value: Any) -> Exception | None:
     """What pickling a value raises, or None. Without its traceback: the frames in it would hold the
     value, and each other, until the garbage collector comes."""
     try:
@@ -205,21 +207,15 @@ def _refusal(value: Any, error: Exception) -> SerializationError:
         return SerializationError(
             "value: it is nested too deeply for pickle. Flatten it, or raise sys.setrecursionlimit()"
         )
-    culprit = find_culprit(value, error, _failure)
+    culprit = find_culprit(value, error, failure)
     where = culprit.path if culprit.exact else f"inside {culprit.path}"
-    return SerializationError(f"{_shortened(where)}: {_reason(culprit.cause)}")
+    return SerializationError(f"{shortened(where, PATH_WIDTH)}: {_reason(culprit.cause)}")
 
 
 def _reason(cause: Exception) -> str:
     if isinstance(cause, SerializationError):
         return str(cause)
-    told = isinstance(cause, (TypeError, AttributeError, pickle.PicklingError)) and str(cause)
     return (
-        f"{told or f'{type(cause).__name__}: {cause}'}. Leave it out of the value, or teach its type "
-        "to pickle (__reduce__, __getstate__ or copyreg.pickle)"
+        f"{told(cause)}. Leave it out of the value, or teach its type to pickle (__reduce__, __getstate__, "
+        "copyreg.pickle or millpond.register_reducer)"
     )
-
-
-def _shortened(path: str, length_max: int = 300) -> str:
-    half = length_max // 2
-    return path if len(path) <= length_max else f"{path[:half]} ... {path[-half:]}"

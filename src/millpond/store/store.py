@@ -33,7 +33,8 @@ from millpond.spill.directory import Directories
 from millpond.spill.reader import SpillReader
 from millpond.spill.sweep import sweep_dead
 from millpond.spill.writer import SpillWriter
-from millpond.store import inspection, membership, peers, serialize
+from millpond.store import explain, inspection, membership, peers, serialize
+from millpond.store.explain import Explanation
 from millpond.store.info import Holders, ObjectInfo, Stats
 from millpond.store.janitor import Janitor
 from millpond.store.options import CODECS_BY_NAME, CODECS_BY_NUMBER, Options, PathLike, parse_config
@@ -477,6 +478,16 @@ class Store(Core):
         """Every object, one ObjectInfo each."""
         with Using(self):
             return iter(inspection.objects(self))
+
+    def explain(self, what: Any) -> Explanation:
+        """What `get` shares of a value and what it copies, part by part, why, and what would change it.
+
+        what: a ref, or a value as `put` takes it, which is not stored. The result prints as one screen, and
+        has fields for programs. The value is built as `get` builds it, and dropped; to read its pickle takes
+        some microseconds for each object that is copied. Raises what `get`, or `put`, raises.
+        """
+        with Using(self):
+            return explain.explain(self, self._own(what) if isinstance(what, ObjectRef) else what)
 
     @property
     def memory_limit(self) -> int:

@@ -23,10 +23,9 @@ from millpond.cli.stress.director import VIEWS_SHARE, Director, Plan
 from millpond.cli.stress.values import SIZE_MAX
 from millpond.cli.watch import Watch
 from millpond.observe.tables import console, plain_table
-from millpond.observe.text import format_seconds
 from millpond.spill.directory import default_base, store_directory
 from millpond.store.info import Stats
-from millpond.units import format_bytes
+from millpond.units import format_bytes, format_seconds
 
 HANDOFF_S = 20.0
 """A ref that was pickled by a process that is killed before it could send it lapses after this."""

@@ -1,0 +1,366 @@
+"""What a pickle consists of: the tree of its values, with the bytes of each, read without loading it.
+
+A pickle is a program for a stack machine (pickletools documents the opcodes). Here the program runs over
+spans instead of values: each opcode says how much of the pickle the value on top of the stack takes, and what
+became part of what.
+Invariants: nothing of the pickle is imported or called; the parts of a node lie inside its span and do not
+overlap; an opcode that protocol 5 does not write ends the reading with a ValueError.
+Not here: what the tree means for a reader of the value (explain.py).
+"""
+
+from __future__ import annotations
+
+import pickle
+import pickletools
+import reprlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+__all__ = ["Node", "dissect"]
+
+PARTS_MAX = 1024
+"""Parts of one value that are kept apart; what comes after them is only counted."""
+
+
+_NO_PARTS: list[Any] = []
+_NO_KINDS: Counter[str] = Counter()
+
+
+class Node:
+    """One value in a pickle: `start` to `end` are its bytes in-band, `shared` its bytes out of band.
+
+    kind: the name of its type, or of what builds it, with "()"; "" for memory out of band, "same" for what
+    was met before (`same`). parts: (step of the path, node), at most `PARTS_MAX`; `count`, `kinds` and
+    `shared` are those of all.
+    """
+
+    __slots__ = ("at", "count", "end", "kind", "kinds", "name", "parts", "same", "shared", "start")
+
+    def __init__(self, kind: str, start: int, end: int, shared: int = 0) -> None:
+        self.kind, self.start, self.end, self.shared = kind, start, end, shared
+        self.at = start  # also where a dict's key moves the start
+        self.count = 0
+        self.parts: list[tuple[str, Node]] = _NO_PARTS  # most values are atoms
+        self.kinds: Counter[str] = _NO_KINDS
+        self.same: Node | None = None
+        self.name = ""  # of a global
+
+    @property
+    def copied(self) -> int:
+        """Bytes in-band, those of the parts included."""
+        return self.end - self.start
+
+    def add(self, step: str, part: Node) -> None:
+        """Makes `part` a part of this value."""
+        if not self.count:
+            self.parts, self.kinds = [], Counter()
+        self.count += 1
+        self.kinds[part.kind] += 1
+        self.shared += part.shared
+        if len(self.parts) < PARTS_MAX:
+            self.parts.append((step, part))
+
+
+_ATOMS = {
+    "NoneType": "NONE",
+    "bool": "NEWTRUE NEWFALSE",
+    "int": "BININT BININT1 BININT2 LONG1 LONG4",
+    "float": "BINFLOAT",
+    "str": "SHORT_BINUNICODE BINUNICODE BINUNICODE8",
+    "bytes": "SHORT_BINBYTES BINBYTES BINBYTES8",
+    "bytearray": "BYTEARRAY8",
+    "list": "EMPTY_LIST",
+    "dict": "EMPTY_DICT",
+    "set": "EMPTY_SET",
+    "tuple": "EMPTY_TUPLE",
+    "global": "EXT1 EXT2 EXT4",
+}
+_CODES = {opcode.name: ord(opcode.code) for opcode in pickletools.opcodes}
+_KINDS = {_CODES[name]: kind for kind, names in _ATOMS.items() for name in names.split()}
+_LENGTH_BYTES = {
+    pickletools.TAKEN_FROM_ARGUMENT1: 1,
+    pickletools.TAKEN_FROM_ARGUMENT4: 4,
+    pickletools.TAKEN_FROM_ARGUMENT4U: 4,
+    pickletools.TAKEN_FROM_ARGUMENT8U: 8,
+}
+
+# Functions that build a value for its type: what the value then is. Some are given the type instead.
+_BUILT_BY = {
+    "numpy._core.numeric._frombuffer": "ndarray",
+    "numpy.core.numeric._frombuffer": "ndarray",
+    "millpond.store.serialize.rebuild_array": "ndarray",
+    "millpond.hot.load_contained": "ObjectRef",
+    "cloudpickle.cloudpickle._make_function": "function",
+    "cloudpickle.cloudpickle.subimport": "module",
+    "collections.deque": "deque",
+    "collections.defaultdict": "defaultdict",
+    "numpy.dtype": "dtype",
+}
+_GIVEN_THE_TYPE = {
+    "numpy._core.multiarray._reconstruct": 0,
+    "numpy.core.multiarray._reconstruct": 0,
+    "copyreg._reconstructor": 0,
+    "cloudpickle.cloudpickle._builtin_type": 0,
+    "cloudpickle.cloudpickle._make_skeleton_class": 1,
+}
+_OF_TYPES = ("cloudpickle.cloudpickle._builtin_type", "cloudpickle.cloudpickle._make_skeleton_class")
+
+
+def _call(name: str) -> str:
+    """A callable as a kind: classes begin with a capital letter, as a rule."""
+    return name if name[:1].isupper() else f"{name}()" if name else "object"
+
+
+def dissect(data: bytes, buffers: Sequence[int]) -> Node:
+    """The value that a pickle of protocol 4 or 5 builds. buffers: the sizes of those out of band, in order.
+
+    Raises ValueError for what is no such pickle. Takes some microseconds per value in it.
+    """
+    try:
+        return _Machine(data, iter(buffers)).run()
+    except (IndexError, StopIteration, KeyError, pickle.UnpicklingError) as error:
+        raise ValueError(f"this pickle cannot be read: {type(error).__name__}: {error}") from error
+
+
+class _Machine:
+    """The stack machine. A mark on the stack is a node of kind "mark"."""
+
+    def __init__(self, data: bytes, buffers: Iterator[int]) -> None:
+        self.data = data
+        self.buffers = buffers
+        self.stack: list[Node] = []
+        self.memo: list[Node] = []
+        self.at = self.next = 0  # the opcode under way, the one after it
+
+    def run(self) -> Node:
+        data, stack, stop = self.data, self.stack, _CODES["STOP"]
+        while (code := data[self.at]) != stop:
+            argument = _ARGUMENTS[code]
+            after = self.at + 1
+            if argument >= 0:
+                self.next = after + argument
+            else:
+                size = _LENGTH_BYTES[argument]
+                self.next = after + size + int.from_bytes(data[after : after + size], "little")
+            kind = _KINDS.get(code)
+            if kind is None:
+                _STEPS[code](self)
+            else:
+                stack.append(Node(kind, self.at, self.next))
+            self.at = self.next
+        root = stack.pop()
+        if stack:
+            raise ValueError("values are left on the stack of this pickle")
+        root.start, root.end = 0, len(data)
+        return root
+
+    # --- what the opcodes do ---
+
+    def mark(self) -> None:
+        self.stack.append(Node("mark", self.at, self.next))
+
+    def memoize(self) -> None:
+        self.memo.append(self.grown())
+
+    def fetch(self) -> None:
+        index = int.from_bytes(self.data[self.at + 1 : self.next], "little")
+        node = Node("same", self.at, self.next)
+        node.same = self.memo[index]
+        self.stack.append(node)
+
+    def next_buffer(self) -> None:
+        self.stack.append(Node("", self.at, self.next, next(self.buffers)))
+
+    def read_only(self) -> None:
+        self.grown()
+
+    def pop(self) -> None:
+        popped = self.stack.pop()
+        if self.stack and popped.parts and self.stack[-1].kind != "mark":
+            self.grown().add(".__setstate__()", popped)  # a function has set the state of what lies below
+
+    def pop_mark(self) -> None:
+        self.marked()
+
+    def append(self) -> None:
+        part = self.stack.pop()
+        self.extend([part])
+
+    def appends(self) -> None:
+        _, parts = self.marked()
+        self.extend(parts)
+
+    def set_item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.update([key, value])
+
+    def set_items(self) -> None:
+        _, parts = self.marked()
+        self.update(parts)
+
+    def extend(self, parts: list[Node]) -> None:
+        self.number(self.grown(), parts)
+
+    def update(self, parts: list[Node]) -> None:
+        whole = self.grown()
+        for index in range(0, len(parts), 2):
+            key, value = parts[index : index + 2]
+            value.start = key.start  # the key counts with its value
+            value.shared += key.shared
+            whole.add(f"[{self.shown(key)}]", value)
+
+    def add_items(self) -> None:
+        _, parts = self.marked()
+        whole = self.grown()
+        for part in parts:
+            whole.add(f"{{{self.shown(part)}}}", part)
+
+    def frozen_set(self) -> None:
+        start, parts = self.marked()
+        whole = self.push("frozenset", start)
+        for part in parts:
+            whole.add(f"{{{self.shown(part)}}}", part)
+
+    def tuple_of(self, count: int) -> None:
+        parts = self.stack[-count:]
+        del self.stack[-count:]
+        self.make_tuple(parts[0].start, parts)
+
+    def tuple_marked(self) -> None:
+        self.make_tuple(*self.marked())
+
+    def make_tuple(self, start: int, parts: list[Node]) -> None:
+        self.number(self.push("tuple", start), parts)
+
+    def global_name(self) -> None:
+        name, module = self.stack.pop(), self.stack.pop()
+        node = self.push("global", module.start)
+        node.name = f"{self.literal(module)}.{self.literal(name)}"
+
+    def reduce(self) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        called = (function.same or function).name
+        node = self.push(_BUILT_BY.get(called) or _call(called.rpartition(".")[2]), function.start)
+        index = _GIVEN_THE_TYPE.get(called)
+        if index is not None and index < len(arguments.parts):
+            given = arguments.parts[index][1]
+            node.kind = self.type_name(given)
+            if called in _OF_TYPES:
+                node.kind, node.name = "type", str(self.literal(given))
+        self.adopt(node, arguments, ".__reduce__()[1]")
+
+    def new_object(self, with_keywords: bool = False) -> None:
+        keywords = self.stack.pop() if with_keywords else None
+        arguments, type_ = self.stack.pop(), self.stack.pop()
+        node = self.push(self.type_name(type_), type_.start)
+        if type_.kind == "type":
+            node.add(".__class__", type_)  # by value: the class itself is in the pickle
+        self.adopt(node, arguments, ".__getnewargs__()")
+        if keywords is not None:
+            self.adopt(node, keywords, ".__getnewargs_ex__()[1]")
+
+    def build(self) -> None:
+        state = self.stack.pop()
+        node = self.grown()
+        halves = [part for _, part in state.parts] if state.kind == "tuple" and state.count == 2 else [state]
+        if all(half.kind in ("dict", "NoneType") for half in halves):
+            for half in halves:
+                self.inherit(node, half, lambda step: f".{step[2:-2]}" if step[1:2] == "'" else step)
+        else:
+            self.adopt(node, state, ".__getstate__()")
+
+    # --- helpers ---
+
+    def number(self, whole: Node, parts: list[Node]) -> None:
+        for index, part in enumerate(parts, start=whole.count):
+            whole.add(f"[{index}]" if index < PARTS_MAX else "", part)
+
+    def adopt(self, node: Node, given: Node, step: str) -> None:
+        """What a builder is given becomes part of what it builds."""
+        if given.kind in ("tuple", "dict"):
+            self.inherit(node, given, lambda inner: step + inner)
+        elif given.kind != "same":
+            node.add(step, given)
+
+    def inherit(self, node: Node, given: Node, renamed: Callable[[str], str]) -> None:
+        """The parts of one value become parts of another."""
+        for step, part in given.parts:
+            node.add(renamed(step), part)
+        node.shared += given.shared - sum(part.shared for _, part in given.parts)
+
+    def grown(self) -> Node:
+        """The value on top, which the opcode under way adds to."""
+        top = self.stack[-1]
+        top.end = self.next
+        return top
+
+    def push(self, kind: str, start: int) -> Node:
+        node = Node(kind, start, self.next)
+        self.stack.append(node)
+        return node
+
+    def marked(self) -> tuple[int, list[Node]]:
+        """(where the last mark is, what lies above it); both leave the stack."""
+        stack = self.stack
+        index = len(stack) - 1
+        while stack[index].kind != "mark":
+            index -= 1
+            if index < 0:
+                raise ValueError("a mark is missing in this pickle")
+        start, parts = stack[index].start, stack[index + 1 :]
+        del stack[index:]
+        return start, parts
+
+    def type_name(self, node: Node) -> str:
+        return (node.same or node).name.rpartition(".")[2] or "object"
+
+    def literal(self, node: Node) -> Any:
+        """The atom itself."""
+        atom = node.same or node
+        return pickle.loads(self.data[atom.at : atom.end] + pickle.STOP)
+
+    def shown(self, key: Node) -> str:
+        """A key as it stands in a path."""
+        atom = key.same or key
+        if atom.kind in ("str", "int", "float", "bool", "NoneType", "bytes"):
+            return reprlib.repr(self.literal(key))
+        return f"<{atom.kind}>"
+
+
+def _steps() -> dict[int, Callable[[_Machine], None]]:
+    machine = _Machine
+    named: dict[str, Callable[[_Machine], None]] = {
+        "PROTO FRAME": lambda _: None,
+        "READONLY_BUFFER": machine.read_only,
+        "MARK": machine.mark,
+        "MEMOIZE": machine.memoize,
+        "BINGET LONG_BINGET": machine.fetch,
+        "NEXT_BUFFER": machine.next_buffer,
+        "POP": machine.pop,
+        "POP_MARK": machine.pop_mark,
+        "APPEND": machine.append,
+        "APPENDS": machine.appends,
+        "SETITEM": machine.set_item,
+        "SETITEMS": machine.set_items,
+        "ADDITEMS": machine.add_items,
+        "FROZENSET": machine.frozen_set,
+        "TUPLE1": lambda m: m.tuple_of(1),
+        "TUPLE2": lambda m: m.tuple_of(2),
+        "TUPLE3": lambda m: m.tuple_of(3),
+        "TUPLE": machine.tuple_marked,
+        "STACK_GLOBAL": machine.global_name,
+        "REDUCE": machine.reduce,
+        "NEWOBJ": machine.new_object,
+        "NEWOBJ_EX": lambda m: m.new_object(with_keywords=True),
+        "BUILD": machine.build,
+    }
+    return {_CODES[name]: step for names, step in named.items() for name in names.split()}
+
+
+_STEPS = _steps()
+_ARGUMENTS = {
+    ord(opcode.code): 0 if opcode.arg is None else opcode.arg.n
+    for opcode in pickletools.opcodes
+    if ord(opcode.code) in _STEPS or ord(opcode.code) in _KINDS
+}
