@@ -10,7 +10,7 @@ SOURCES := setup.py $(shell find src/millpond -name '*.py' -o -name '*.pyi' -o -
 KERNEL := $(wildcard src/millpond/kernel/*.c)
 STRICT := -O2 -std=gnu11 -Wall -Wextra -Werror -fvisibility=hidden -pthread -Isrc/millpond/kernel
 
-.PHONY: help venv demo test nightly check check-style check-types check-kernel failpoints bench stress clean
+.PHONY: help venv demo test nightly check check-style check-types check-kernel check-instructions failpoints bench stress clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,7 +57,7 @@ test: venv failpoints ## run the tests (ARGS="-k name" to choose)
 nightly: venv failpoints ## the tests that sample, in full: every hit of every failpoint, 2000 examples of the model
 	MILLPOND_NIGHTLY=1 $(BIN)/pytest $(ARGS)
 
-check: check-style check-types check-kernel ## lint, types, the kernel's warnings, C tests and sanitizers
+check: check-style check-types check-kernel check-instructions ## lint, types, the kernel's warnings, C tests, sanitizers, instruction counts
 
 check-style: $(VENV)/dependencies
 	$(BIN)/ruff check .
@@ -75,6 +75,9 @@ check-kernel:
 	$(MAKE) -C tests/kernel test
 	$(MAKE) -C tests/kernel asan
 	$(MAKE) -C tests/kernel tsan
+
+check-instructions: venv
+	$(BIN)/python benchmarks/instructions.py
 
 bench: venv ## run the benchmarks; tables on the screen, JSON in benchmarks/results
 	$(BIN)/python benchmarks/small.py

@@ -366,3 +366,16 @@ def test_a_program_ends(tmp_path: Path, way: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, SAYS.get(way, ""), "")
     assert os.listdir(tmp_path / "registry") == ["dirlock"]
     assert [name for _, _, names in os.walk(spill) for name in names] == []
+
+
+def test_little_address_space() -> None:
+    """A process that may map a few GiB only (ulimit -v, a debugger's limits) gets a smaller arena."""
+    program = (
+        "import resource, millpond, numpy as np\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))\n"
+        "with millpond.Store(memory_limit='64MiB') as store:\n"
+        "    refs = [store.put(np.full(1 << 20, i)) for i in range(20)]\n"
+        "    print([int(store.get(ref)[-1]) for ref in refs] == list(range(20)), store.check())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True []\n", "")

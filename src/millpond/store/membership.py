@@ -8,6 +8,7 @@ Not here: what a member does (store.py), directories and descriptors (registry.p
 from __future__ import annotations
 
 import atexit
+import mmap
 import os
 import weakref
 from contextlib import AbstractContextManager, suppress
@@ -35,8 +36,7 @@ def create(store: Store, name: str | None, options: Options) -> registry.StoreFi
     """Creates a new store and makes this process its first member. The caller is in `exclusive()`."""
     uuid = os.urandom(16)
     root = registry.root_of()
-    arena = min(4 * max(usable_memory(), options.memory_limit), ARENA_MAX)
-    table_bytes, arena_bytes = hot.table_bytes(arena, ENTRIES, NAMES, SEGMENTS)
+    table_bytes, arena_bytes = _sizes(options.memory_limit)
     registry.sweep(root)
     files = registry.create(root, uuid, name, options.spill_dirs)
     try:
@@ -66,6 +66,25 @@ def create(store: Store, name: str | None, options: Options) -> registry.StoreFi
         _close(files, table_fd, arena_fd)
         raise
     return files
+
+
+def _sizes(memory_limit: int) -> tuple[int, int]:
+    """Bytes of address space for table and arena. The arena gets plenty, so that a hole of any size can be
+    found without moving large objects, but no more than the process can map (RLIMIT_AS, valgrind)."""
+    arena = min(4 * max(usable_memory(), memory_limit), ARENA_MAX)
+    while True:
+        table_bytes, arena_bytes = hot.table_bytes(arena, ENTRIES, NAMES, SEGMENTS)
+        if arena < 4 * memory_limit or _can_map(2 * (table_bytes + arena_bytes)):
+            return table_bytes, arena_bytes
+        arena //= 2
+
+
+def _can_map(nbytes: int) -> bool:
+    try:
+        mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=0).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def join(store: Store, key: str | bytes) -> registry.StoreFiles:
