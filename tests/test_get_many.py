@@ -72,6 +72,17 @@ def test_views_of_more_than_memory(pond: Pond) -> None:
     del got
 
 
+def test_neighbours_of_medium_size(pond: Pond) -> None:
+    """They are read together, where they follow each other."""
+    store = pond.store("128MiB")
+    refs = [store.put(noise(PAGED_MIN + 777 * seed, seed)) for seed in range(100)]
+    store.spill()
+    refs[17].get()
+    got = store.get(refs)
+    assert all(np.array_equal(value, noise(PAGED_MIN + 777 * seed, seed)) for seed, value in enumerate(got))
+    assert store.stats().restored_objects_total == 100
+
+
 def test_nothing_is_restored_twice(pond: Pond) -> None:
     store = pond.store("8MiB", overflow_limit="64MiB")
     refs = [store.put(noise(MIB, seed)) for seed in range(24)]
@@ -284,7 +295,8 @@ def test_runs_follow_the_disk(pond: Pond) -> None:
     assert batch.run(0, 1 << 30, 1 << 30) == 100
     stop = batch.run(0, 20_480, 1 << 30)  # five pages
     assert places[stop - 1][0] + places[stop - 1][1] <= 20_480 < places[stop][0] + places[stop][1]
-    assert batch.run(100, 1 << 30, 1 << 30) == 101
+    assert batch.run(100, 1 << 30, 0) == 103
+    assert batch.run(100, 2 * PAGED_MIN, 1 << 30) == 101
     with pytest.raises(IndexError):
         batch.run(103, 1, 1)
     del batch

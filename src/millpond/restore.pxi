@@ -122,17 +122,20 @@ cdef class RestoreBatch:
         return (s.place.offset, s.place.length, s.place.checksum, s.place.segment, s.place.codec), s.entry, s.birth, s.size
 
     def run(self, Py_ssize_t first, uint64_t window, uint64_t gap):
-        """The end of the run that begins with item `first`: small records that lie in `window` bytes of one
-        file, with at most `gap` bytes between two. Any other record is a run of its own."""
+        """The end of the run that begins with item `first`: records that are read together, from `window`
+        bytes of one file. Small ones (below 64 KiB) may have `gap` bytes between two; larger ones that
+        are not compressed follow each other closely. Any other record is a run of its own."""
         cdef Spilled *s = self.at(first)
         cdef uint64_t start = s.place.offset // MP_PAGE * MP_PAGE, end = s.place.offset + s.place.length
-        cdef uint32_t segment = s.place.segment
+        cdef bint small = s.size < RECORD_SMALL_END
         cdef Py_ssize_t stop = first + 1
-        if s.size >= RECORD_SMALL_END:
+        if not small and s.place.codec:
             return stop
         while stop < self.count:
             s = &self.items[stop]
-            if s.size >= RECORD_SMALL_END or s.place.segment != segment or s.place.offset > end + gap:
+            if s.place.segment != self.items[first].place.segment or (s.size < RECORD_SMALL_END) != small:
+                break
+            if s.place.offset > end + gap or (not small and (s.place.codec or s.place.offset != end)):
                 break
             if round_up(s.place.offset + s.place.length, MP_PAGE) - start > window:
                 break

@@ -12,8 +12,8 @@ from __future__ import annotations
 import errno
 import mmap
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Final, NamedTuple, TypeVar
 
@@ -55,6 +55,10 @@ class _Short(Exception):
     """The file ends before the record does."""
 
 
+Wanted = tuple[PlaceFields, int, int, int, memoryview]
+"""Place, entry, birth and size of an object, and where its value goes, as for `SpillReader.read_into`."""
+
+
 class _Wanted(NamedTuple):
     """The object that is being read, as the table knows it."""
 
@@ -88,7 +92,7 @@ class SpillReader:
         self._codecs = {codec.number: codec for codec in codecs}
         self._buffered: set[int] = set()  # directories that refuse to be read past the page cache
         self._windows = BufferPool(WINDOW, keep=4)
-        self._pages = BufferPool(PAGE, keep=8)
+        self._pages = BufferPool(PAGE, keep=128)
 
     def read_into(
         self,
@@ -160,6 +164,24 @@ class SpillReader:
             except _Short as error:
                 raise SpillError(errno.ENODATA, str(error), path) from error
             yield view, first
+
+    def read_paged(self, objects: Sequence[Wanted]) -> list[bool]:
+        """Fills the targets of paged records that follow each other in one file, with one read; which of
+        them are right. The targets of the others may hold anything. Raises SpillError and OSError.
+        """
+        wanted = [_Wanted(self._uuid, Place(*place), *key) for place, *key, _ in objects]
+        targets = [target for *_, target in objects]
+        path, directory = self._file(wanted[0].place.segment)
+        with ExitStack() as stack:
+            pages = [stack.enter_context(self._pages.borrow()) for _ in objects]
+            buffers = [buffer for pair in zip(pages, targets, strict=True) for buffer in pair]
+            try:
+                self._read_once(
+                    path, directory, True, lambda fd: self._fill(fd, buffers, wanted[0].place.offset)
+                )
+            except _Short as error:
+                raise SpillError(errno.ENODATA, str(error), path) from error
+            return [_is_right(*one) for one in zip(wanted, pages, targets, strict=True)]
 
     def unpack(
         self,
@@ -295,6 +317,17 @@ class SpillReader:
                 self._buffered.add(directory)
         with opened(self._system, path, direct=False) as fd:
             return read(fd)
+
+
+def _is_right(wanted: _Wanted, page: memoryview, target: memoryview) -> bool:
+    """Whether a header page and a payload are those of the object; what follows the value becomes zeros."""
+    try:
+        wanted.check_header(page[:HEADER_BYTES])
+        wanted.check_payload(xxh3_64_intdigest(target[: wanted.size]))
+    except RecordError:
+        return False
+    target[wanted.size :] = bytes(len(target) - wanted.size)
+    return True
 
 
 def _lost(wanted: _Wanted, path: str, reason: str) -> ObjectLostError:

@@ -12,13 +12,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from itertools import zip_longest
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 from millpond.errors import ObjectLostError, SpillError
 from millpond.hot import NO_LIMIT, Code, Core, ObjectRef, RestoreBatch
 from millpond.spill.overlap import Overlap
-from millpond.spill.reader import WINDOW
+from millpond.spill.reader import WINDOW, Wanted
 from millpond.spill.record import PAGED_MIN
 
 if TYPE_CHECKING:
@@ -157,10 +158,35 @@ class _Work:
 
     def _restore(self, first: int, stop: int) -> None:
         (_, length, *_), _, _, size = self._batch.place(first)
-        if stop > first + 1 or (size < PAGED_MIN and length <= self._window):
+        if size < PAGED_MIN and length <= self._window:
             self._restore_packed(first, stop)
+        elif stop > first + 1:
+            self._restore_paged(first, stop)
         else:
             self._restore_one(first)
+
+    def _restore_paged(self, first: int, stop: int) -> None:
+        """Records that follow each other, none of them small: one read, straight to where they belong."""
+        begun: list[int] = []
+        wanted: list[Wanted] = []
+        whole: list[bool] = []
+        try:
+            for item in range(first, stop):
+                place, entry, birth, size = self._batch.place(item)
+                begun.append(item)  # before it is: an end of what has not begun does nothing
+                target = self._begin(item, size)
+                if target is None:
+                    begun.pop()
+                    break
+                wanted.append((place, entry, birth, size, target))
+            if wanted:
+                whole = self._reader.read_paged(wanted)
+        finally:
+            for item, good in zip_longest(begun, whole, fillvalue=False):
+                self._batch.end(item, good)
+        if not self.over and len(begun) < stop - first:  # somebody else took one of them
+            for item in range(first + len(begun) + 1, stop):
+                self._restore_one(item)
 
     def _restore_one(self, item: int) -> None:
         place, entry, birth, size = self._batch.place(item)
