@@ -41,6 +41,8 @@ from millpond.spill.segments import SegmentTable
 
 WINDOW: Final = 4 << 20
 """What is not read straight to where it belongs passes through buffers of this size."""
+TAIL: Final = 1 << 20
+"""What would be left over for a last call is read with the one before it: a page takes as long as 128 KiB."""
 assert WINDOW >= 2 * PAGE + FRAME_HEAD + FRAME, "a window must hold any frame whole"
 
 T = TypeVar("T")
@@ -219,9 +221,12 @@ class SpillReader:
         One piece is checked while the next one is read.
         """
         place, size, digest = wanted.place, wanted.size, xxh3_64()
+        end = padded(size)
         with Overlap[None]() as check, self._pages.borrow() as page:
-            for at in range(0, size, CALL_BYTES):
-                chunk = target[at : min(at + CALL_BYTES, padded(size))]
+            at = 0
+            while at < end:
+                stop = at + CALL_BYTES if end - at > CALL_BYTES + TAIL else end
+                chunk = target[at:stop]
                 if at == 0:
                     self._fill(fd, [page, chunk], place.offset)
                     wanted.check_header(page[:HEADER_BYTES])
@@ -230,9 +235,11 @@ class SpillReader:
                     check.finish()
                 if step is not None:
                     step()
-                if at + CALL_BYTES < size:
+                if stop < end:
                     check.start(partial(digest.update, chunk))
-            digest.update(chunk[: size - at])
+                else:
+                    digest.update(target[at:size])
+                at = stop
         wanted.check_payload(digest.intdigest())
 
     def _read_windows(self, fd: int, wanted: _Wanted, target: memoryview, step: Step | None) -> None:
