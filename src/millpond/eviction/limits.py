@@ -75,6 +75,7 @@ class _Group:
     """One memory cgroup."""
 
     def __init__(self, directory: str, limits: tuple[str, ...], usage: str, inactive: bytes) -> None:
+        self.directory = directory
         self._limits = [_File(f"{directory}/{name}") for name in limits]
         self._usage = _File(f"{directory}/{usage}")
         self._stat = _File(f"{directory}/memory.stat")
@@ -106,8 +107,13 @@ class Machine:
 
     def usable_memory(self) -> int:
         """Bytes that this process may use at most: RAM, or the tightest cgroup limit above it."""
-        limits = (group.limit() for group in self._groups)
-        return min(self._bytes(b"MemTotal:"), *(limit for limit in limits if limit is not None), _UNLIMITED)
+        return min(limit for _, limit in self.bounds())
+
+    def bounds(self) -> list[tuple[str, int]]:
+        """(who, bytes) of everything that bounds this process's memory: RAM, then cgroups by directory."""
+        limits = ((group.directory, group.limit()) for group in self._groups)
+        groups = [(f"the cgroup {where}", limit) for where, limit in limits if limit is not None]
+        return [("RAM", self._bytes(b"MemTotal:")), *groups]
 
     def headroom(self) -> int:
         """Bytes that may still be committed before the machine or a cgroup is short.
