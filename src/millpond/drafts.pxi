@@ -66,9 +66,22 @@ cdef class Draft:
             raise BufferError(
                 f"{self.exports} writable array or memoryview of this draft is still alive: drop it, then seal"
             )
+        return self.publish()
+
+    def _seal_shared(self):
+        """As `seal`, also while writable arrays or memoryviews of the draft are alive.
+
+        For interfaces that promise that (Plasma's): who keeps one can go on writing into the sealed object,
+        which stays where it is until the last of them is gone.
+        """
+        self.ensure_mine()
+        return self.publish()
+
+    cdef ObjectRef publish(self):
         cdef mp_code code = mp_seal(&self.core.m, self.ref.entry, self.ref.birth)
         self.ended = True
-        self.unpin()
+        if atomic_get(&self.exports, ACQUIRE) == 0:
+            self.unpin()
         if code != MP_OK:
             raise self.core.failure(code, self.ref.id)
         self.sealed = True
