@@ -89,6 +89,8 @@ def test_stats(store: millpond.Store) -> None:
     assert stats["objects"] == 1
     assert stats["memory_bytes"] == ref.size == store.stats().memory_bytes
     assert stats["members"] == 2
+    assert stats["live_bytes"] + stats["warm_bytes"] == stats["committed_bytes"]
+    assert stats["over_limit"] is False
     assert "16 MiB" in output("stats")
 
 
@@ -192,3 +194,32 @@ def test_who_keeps_an_object(store: millpond.Store) -> None:
         assert part in line
     del view
     assert millpond.load_ref(data) == millpond.load_ref(data)
+
+
+def test_configure(store: millpond.Store) -> None:
+    """All that can be changed, for the store that runs; words stand for no limit and for the defaults."""
+    changes = ("--memory-limit", "4MiB", "--spill-limit", "1GiB", "--overflow-limit", "2MiB")
+    assert "4 MiB" in output("configure", "shown", *changes, "--eviction", "sieve", "--compression", "lz4")
+    totals = store._totals()
+    assert [totals[key] >> 20 for key in ("memory_limit", "spill_limit", "overflow_limit")] == [4, 1024, 2]
+    assert (store._policy(), store._compression()) == (1, "lz4")
+    output("configure", "--spill-limit", "none", "--memory-limit", "default")
+    assert store.stats().spill_limit is None
+    assert store.memory_limit > 16 << 20
+    assert store._policy() == 1, "what is not named stays"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "--memory-limit, --spill-limit, --overflow-limit, --compression, --eviction"),
+        (("--memory-limit", "much"), "'much' is not a number of bytes"),
+        (("--spill-limit", "30%"), "no total"),
+        (("--eviction", "fifo"), "invalid choice: 'fifo'"),
+    ],
+    ids=["nothing", "no number", "share of a disk", "no policy"],
+)
+def test_configure_refuses(store: millpond.Store, arguments: tuple[str, ...], says: str) -> None:
+    done = command("configure", *arguments)
+    assert done.returncode == 2
+    assert says in done.stderr and "Traceback" not in done.stderr

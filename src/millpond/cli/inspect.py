@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
+from typing import Any
 
 from millpond.cli.arguments import Commands, add_store, count
 from millpond.cli.stores import open_store
@@ -24,6 +25,10 @@ SORT_KEYS: dict[str, Callable[[ObjectInfo], float]] = {
     "holders": lambda info: -info.holders,
     "pins": lambda info: -info.pins,
 }
+
+
+UNSET = {"memory_limit": ("default",), "spill_limit": ("none", "default"), "overflow_limit": ("default",)}
+"""The words that stand for None, by option."""
 
 
 def register(commands: Commands) -> None:
@@ -47,9 +52,14 @@ def register(commands: Commands) -> None:
 
     configure = commands.add_parser("configure", help="change a store's limits while it runs")
     add_store(configure)
-    configure.add_argument("--memory-limit", help='bytes of shared memory, as "2GiB" or "30%%"')
-    configure.add_argument("--spill-limit", help="bytes on disk")
-    configure.add_argument("--overflow-limit", help="bytes of private copies for reads that find no room")
+    configure.add_argument(
+        "--memory-limit",
+        help='bytes of shared memory: "2GiB", "30%%" of what this process may use, or "default"',
+    )
+    configure.add_argument("--spill-limit", help='bytes on disk, or "none"')
+    configure.add_argument(
+        "--overflow-limit", help='bytes of private copies for reads that find no room, or "default"'
+    )
     configure.add_argument("--compression", help='"none" or "lz4", for what is spilled from now on')
     configure.add_argument("--eviction", choices=NAMES, help="who goes when memory is short")
     configure.set_defaults(run=run_configure)
@@ -87,7 +97,11 @@ def run_objects(args: argparse.Namespace) -> int:
 def run_configure(args: argparse.Namespace) -> int:
     """Changes what is named, and prints how the store stands then."""
     keys = ("memory_limit", "spill_limit", "overflow_limit", "compression", "eviction")
-    changes = {key: given for key in keys if (given := getattr(args, key)) is not None}
+    changes: dict[str, Any] = {
+        key: None if given in UNSET.get(key, ()) else given
+        for key in keys
+        if (given := getattr(args, key)) is not None
+    }
     if not changes:
         options = ", ".join("--" + key.replace("_", "-") for key in keys)
         raise ValueError(f"nothing to change: name at least one of {options}")

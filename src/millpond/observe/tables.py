@@ -52,6 +52,7 @@ def stats_table(stats: Stats) -> Table:
         ("  on disk only", stats.spilled_objects, None),
         ("  lost", stats.lost_objects, None),
         ("memory committed", None, stats.committed_bytes),
+        ("  of these live", None, stats.live_bytes),
         ("  of these free and warm", None, stats.warm_bytes),
         ("  limit", None, stats.memory_limit),
         ("table", None, stats.table_bytes),

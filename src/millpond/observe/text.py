@@ -19,8 +19,9 @@ def format_limit(limit: int | None) -> str:
 
 
 def stats_json(stats: Stats) -> str:
-    """One JSON object with the fields of Stats; bytes as integers, no limit as null."""
-    return json.dumps(dataclasses.asdict(stats), indent=2)
+    """One JSON object with the fields and properties of Stats; bytes as integers, no limit as null."""
+    properties = {"live_bytes": stats.live_bytes, "over_limit": stats.over_limit}
+    return json.dumps({**dataclasses.asdict(stats), **properties}, indent=2)
 
 
 def objects_json(objects: Iterable[ObjectInfo]) -> str:

@@ -61,6 +61,11 @@ class Stats:
     restored_objects_total: int
 
     @property
+    def live_bytes(self) -> int:
+        """Committed bytes that are in use: values and drafts, each rounded up to its slot or its pages."""
+        return self.committed_bytes - self.warm_bytes
+
+    @property
     def over_limit(self) -> bool:
         """Whether more is committed than the limit allows: it was lowered, and the rest is pinned."""
         return self.committed_bytes > self.memory_limit

@@ -108,7 +108,7 @@ class Room:
             yield self._ranking
         rows = self._core._candidates()
         share = int(rows["size"].sum()) // 8
-        self._ranking = Ranking(rows, policy, max(share, nbytes, BATCH_BYTES), evict=True)
+        self._ranking = Ranking(rows, policy, max(share, nbytes), evict=True)
         self._ranked_by = policy
         yield self._ranking
 
