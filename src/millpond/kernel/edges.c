@@ -125,7 +125,7 @@ mp_code mp_edges_rebuild(mp_member *m) {
             m->entries[edge->target].edges_in++;
         }
     }
-    for (uint32_t i = high - 1; i > 0; i--) {
+    for (uint32_t i = high; i-- > 1;) {
         if (!(m->edges[i].birth & MP_EDGE_MARK)) {
             m->edges[i].birth = 0;
             mp_pool_give(m, &m->header->pool_edges, i);

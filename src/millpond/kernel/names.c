@@ -100,7 +100,7 @@ mp_code mp_name_set(mp_member *m, const char *text, uint32_t length, uint32_t en
 
 mp_code mp_name_hold(mp_member *m, const char *text, uint32_t length, uint32_t *entry, uint64_t *birth) {
     if (length == 0 || length > MP_NAME_MAX) return MP_NOT_FOUND;
-    for (;;) {
+    for (uint64_t seen = 0;; seen = *birth) {
         mp_code code = mp_lock(m, -1);
         if (code != MP_OK) return code;
         uint32_t index = find(m, text, length);
@@ -109,7 +109,9 @@ mp_code mp_name_hold(mp_member *m, const char *text, uint32_t length, uint32_t *
         *birth = *entry ? mp_birth_of(atomic_load(&m->entries[*entry].control)) : 0;
         mp_unlock(m);
         if (*entry == 0) return MP_NOT_FOUND;
-        if ((code = mp_hold(m, *entry, *birth)) != MP_NOT_FOUND) return code; /* replaced meanwhile: look again */
+        if ((code = mp_hold(m, *entry, *birth)) != MP_NOT_FOUND) return code;
+        if (*birth == 0 || *birth == seen) return MP_CORRUPTED; /* a name keeps its object alive */
+        /* replaced meanwhile: look again */
     }
 }
 

@@ -106,7 +106,7 @@ mp_code mp_rebuild(mp_member *m) {
     mp_pool_reset(&h->pool_tokens);
     mp_pool_reset(&h->pool_names);
     mp_pool_reset(&h->pool_segments);
-    for (uint32_t i = entries_backed(m) - 1; i > 0; i--) {
+    for (uint32_t i = entries_backed(m); i-- > 1;) {
         mp_code code = settle_entry(m, i);
         if (code != MP_OK) return code;
     }

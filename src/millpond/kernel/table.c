@@ -293,6 +293,9 @@ uint32_t mp_pool_take(mp_member *m, mp_pool *pool) {
         item = pool->fresh++;
     else {
         m->full_pool = s.name;
+        /* a caller would make sure that there is an item, and come back for ever */
+        bool some_left = atomic_load_explicit(&pool->used, memory_order_relaxed) < high;
+        if (some_left) atomic_store_explicit(&m->header->poisoned, 1, memory_order_relaxed);
         return 0;
     }
     atomic_fetch_add_explicit(&pool->used, 1, memory_order_relaxed);
