@@ -63,6 +63,7 @@ VALUES = {
     "empty": list,
     "many arrays": lambda: [np.ones(100) for _ in range(40)],
     "text keys": lambda: {f"key {i}": i for i in range(3000)},
+    "strings": lambda: pd.DataFrame({"s": np.array([f"{i:50}" for i in range(500)], object)}, dtype=object),
     "sets": lambda: ({1, 2}, frozenset("abc"), collections.deque([1, 2])),
 }
 
@@ -76,7 +77,12 @@ def arrays_in(value: Any) -> list[np.ndarray[Any, Any]]:
             found[id(part)] = part
         elif isinstance(part, pd.DataFrame):
             for block in part._mgr.blocks:
-                visit(block.values)
+                if isinstance(block.values, np.ndarray):
+                    visit(block.values)
+                else:  # strings, in the buffers of an Arrow array where pyarrow is there
+                    for chunk in getattr(getattr(block.values, "_pa_array", None), "chunks", ()):
+                        for buffer in filter(None, chunk.buffers()):
+                            visit(np.frombuffer(buffer, np.uint8))
         elif isinstance(part, dict):
             for inner in part.values():
                 visit(inner)
@@ -173,6 +179,18 @@ def test_an_object_that_is_there_twice_is_told_once(store: millpond.Store) -> No
     first, again = list(by_path(store, shared_array()).values())[1:]
     assert (first.shared_bytes, again.shared_bytes) == (8000, 0)
     assert "the same object as value[0]" in again.reason
+
+
+Pair = collections.namedtuple("Pair", "left right")
+
+
+def test_what_a_user_does_not_know_is_not_shown_apart(store: millpond.Store) -> None:
+    parts = by_path(store, {"frame": VALUES["strings"](), "pair": Pair(np.ones(500), 1)})
+    assert [path for path in parts if path.startswith("value['frame']")] == [
+        "value['frame']", "value['frame']._mgr",
+    ]  # fmt: skip
+    assert "dtype of numbers" in parts["value['frame']._mgr"].advice
+    assert parts["value['pair'].left"].shared_bytes == 4000
 
 
 def test_types_with_a_rule_of_ones_own(store: millpond.Store) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import pickle
 import pickletools
 import reprlib
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -121,6 +122,13 @@ def dissect(data: bytes, buffers: Sequence[int]) -> Node:
         return _Machine(data, iter(buffers)).run()
     except (IndexError, StopIteration, KeyError, pickle.UnpicklingError) as error:
         raise ValueError(f"this pickle cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _fields(name: str) -> tuple[str, ...]:
+    """The fields of a named tuple that this process has imported already."""
+    module, _, attribute = name.rpartition(".")
+    type_ = getattr(sys.modules.get(module), attribute, None)
+    return getattr(type_, "_fields", ()) if isinstance(type_, type) and issubclass(type_, tuple) else ()
 
 
 class _Machine:
@@ -256,7 +264,11 @@ class _Machine:
         node = self.push(self.type_name(type_), type_.start)
         if type_.kind == "type":
             node.add(".__class__", type_)  # by value: the class itself is in the pickle
-        self.adopt(node, arguments, ".__getnewargs__()")
+        fields = _fields((type_.same or type_).name)
+        if fields and len(fields) == arguments.count:
+            self.inherit(node, arguments, lambda step: f".{fields[int(step[1:-1])]}")
+        else:
+            self.adopt(node, arguments, ".__getnewargs__()")
         if keywords is not None:
             self.adopt(node, keywords, ".__getnewargs_ex__()[1]")
 

@@ -162,14 +162,14 @@ class _Reader:
             waiting += [(path + step, part) for step, part in reversed(apart)]
 
     def apart(self, node: Node, is_root: bool) -> list[tuple[str, Node]]:
-        """The parts of a value that are shown by themselves."""
+        """The parts of a value that are shown by themselves: those that its user can reach and knows."""
         if _is_view(node) or node.kind in _WHOLE or (node.count > ALIKE_MAX and len(_kinds(node)) <= 1):
             return []
         every = is_root and node.count <= ALIKE_MAX
         found = [
             (step, part)
             for step, part in node.parts
-            if part.kind and (every or part.shared or part.copied >= LARGE)
+            if part.kind and not step.startswith(_INTERNAL) and (every or part.shared or part.copied >= LARGE)
         ]
         return found[: max(0, PARTS_MAX - self.count)]
 
@@ -180,14 +180,16 @@ class _Reader:
         if _is_view(node):
             return _VIEW, ""
         if shared:
-            return f"{_amount(node)}, rebuilt over views of the store's memory", ""
+            reason, advice = _judged_copy(_weightiest(node)) if copied >= LARGE else ("", "")
+            return "rebuilt over views of the store's memory" + (f"; {reason}" if advice else ""), advice
         if node.kind == "ObjectRef":
             return "a ref: what it points to is an object of its own", ""
         if copied < LARGE:
             return ("so small that a copy is faster than a view" if node.kind == "ndarray" else "rebuilt"), ""
-        return _judged_copy(node)
+        return _judged_copy(_weightiest(node))
 
 
+_INTERNAL = (".__reduce__", ".__getnewargs", ".__getstate__", ".__setstate__")
 _VIEW = "a view of the store's memory"
 _WHOLE = frozenset({"function", "type", "dtype", "ndarray", "ObjectRef"})
 """Kinds whose parts say nothing to a user."""
@@ -233,6 +235,16 @@ _COPIES = {
         "a dtype of numbers, or an Arrow array of strings, would be shared",
     ),
 }
+
+
+def _weightiest(node: Node) -> Node:
+    """What most of a value's copied bytes belong to: the value itself, or a part deep inside."""
+    while node.kind not in _COPIES and node.parts:
+        largest = max((part for _, part in node.parts), key=lambda part: part.copied)
+        if 2 * largest.copied < node.copied or largest.kind == "same":
+            break
+        node = largest
+    return node
 
 
 def _judged_copy(node: Node) -> tuple[str, str]:
