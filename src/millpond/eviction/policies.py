@@ -11,6 +11,7 @@ Not here: which objects are candidates (hot), how many are needed (ranking.py).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -48,7 +49,8 @@ def lru(candidates: NDArray[Any]) -> Order:
     Exact, but for this: of objects whose idle times (counted back from the newest access) differ by less
     than 10 %, those with a disk copy go first. Nothing goes before what was idle more than 10 % longer.
     """
-    return _clean_first(candidates, np.argsort(candidates["stamp"], kind="stable"), _near(_idle(candidates)))
+    order = _ascending(candidates["stamp"])
+    return _clean_first(candidates, order, lambda: _near(_idle(candidates)))
 
 
 def mru(candidates: NDArray[Any]) -> Order:
@@ -56,8 +58,8 @@ def mru(candidates: NDArray[Any]) -> Order:
 
     Clean ones first as in `lru`.
     """
-    order = np.argsort(candidates["stamp"], kind="stable")[::-1]
-    return _clean_first(candidates, order, _near(_idle(candidates)))
+    order = _ascending(candidates["stamp"])[::-1]
+    return _clean_first(candidates, order, lambda: _near(_idle(candidates)))
 
 
 def sieve(candidates: NDArray[Any], hand: int, visited: NDArray[np.bool_]) -> Order:
@@ -68,13 +70,11 @@ def sieve(candidates: NDArray[Any], hand: int, visited: NDArray[np.bool_]) -> Or
     first among those that are taken alike and whose times in memory differ by less than 10 %.
     """
     arrived = candidates["arrived"]
-    ring = np.argsort(
-        arrived - np.uint64(hand) - np.uint64(1), kind="stable"
-    )  # wraps: the newest come before 0
+    ring = _ascending(arrived - np.uint64(hand) - np.uint64(1))  # wraps: the newest come before the oldest
     spared = visited[ring]
     order = np.concatenate([ring[~spared], ring[spared]])
-    alike = 2 * _near(arrived.max(initial=0) - arrived) + visited
-    return _clean_first(candidates, order, alike)
+    youngest = arrived.max(initial=0)
+    return _clean_first(candidates, order, lambda: 2 * _near(youngest - arrived) + visited)
 
 
 def gdsf(candidates: NDArray[Any], floors: NDArray[np.float64], floor: float) -> Order:
@@ -84,9 +84,7 @@ def gdsf(candidates: NDArray[Any], floors: NDArray[np.float64], floor: float) ->
     those whose worths lie near each other above the floor, by less than 10 %.
     """
     value = worth(candidates, floors)
-    return _clean_first(
-        candidates, np.argsort(value, kind="stable"), _near(np.maximum(value - floor, 0) * 2**20)
-    )
+    return _clean_first(candidates, _ascending(value), lambda: _near(np.maximum(value - floor, 0) * 2**20))
 
 
 def worth(candidates: NDArray[Any], floors: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -113,12 +111,18 @@ def _near(quantity: NDArray[Any]) -> NDArray[np.int64]:
     return steps
 
 
-def _clean_first(candidates: NDArray[Any], order: Order, near: NDArray[np.int64]) -> Order:
+def _ascending(keys: NDArray[Any]) -> Order:
+    """NumPy sorts contiguous keys of 64 bits with vector instructions, several times as fast as stably."""
+    return np.argsort(np.ascontiguousarray(keys))
+
+
+def _clean_first(candidates: NDArray[Any], order: Order, near: Callable[[], NDArray[np.int64]]) -> Order:
     """`order`, but in each run of candidates of the same `near`, those with a disk copy come first."""
-    dirty = candidates["clean"][order] == 0
+    dirty = candidates["clean"] == 0
     if dirty.all() or not dirty.any():
         return order
-    group = near[order]
+    dirty, group = dirty[order], near()[order]
     run = np.cumsum(np.concatenate(([False], group[1:] != group[:-1])))
-    preferred: Order = order[np.argsort(2 * run + dirty, kind="stable")]
+    # Runs are few, since quantities of 64 bits have 465 steps of 10 %; and two bytes are sorted by radix.
+    preferred: Order = order[np.argsort((2 * run + dirty).astype(np.uint16), kind="stable")]
     return preferred
