@@ -334,6 +334,20 @@ cdef class Core(Member):
             given = mp_shrink(&self.m, nbytes)
         return given
 
+    def _empty_blocks(self, uint64_t nbytes):
+        """Moves unused values of up to 256 KiB together until about `nbytes` more of whole blocks are free; the bytes."""
+        cdef uint64_t emptied
+        with nogil:
+            emptied = mp_empty_blocks(&self.m, nbytes)
+        return emptied
+
+    def _lacking(self, uint64_t size):
+        """Bytes that must come free before this member may put `size`: others wait longer for what is free."""
+        cdef uint64_t lacking
+        with nogil:
+            lacking = mp_queue_lacking(&self.m, size)
+        return lacking
+
     def _evict(self, candidates):
         """Drops the memory of those candidates that are clean and unpinned; returns the bytes freed."""
         cdef const uint32_t[:] entries = candidates["entry"]

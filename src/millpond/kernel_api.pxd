@@ -97,6 +97,8 @@ cdef extern from "kernel.h" nogil:
         uint32_t unburied
         uint64_t committed_blocks
         uint64_t free_pages
+        uint64_t free_slot_bytes
+        uint64_t returned_bytes
         uint64_t spilled_bytes
         uint64_t restored_bytes
         uint64_t spilled_objects
@@ -114,6 +116,7 @@ cdef extern from "kernel.h" nogil:
         uint64_t start_time
         char command[40]
         uint64_t overflow_bytes
+        uint64_t ticket
     ctypedef struct mp_name:
         uint32_t target
         uint16_t length
@@ -269,6 +272,12 @@ cdef extern from "kernel.h" nogil:
     mp_code mp_grow(mp_member *m, uint64_t size)
     uint64_t mp_shrink(mp_member *m, uint64_t bytes)
     uint64_t mp_idle_bytes(mp_member *m)
+    uint64_t mp_empty_blocks(mp_member *m, uint64_t bytes)
+    mp_code mp_queue_enter(mp_member *m, uint64_t bytes)
+    mp_code mp_queue_renew(mp_member *m)
+    void mp_queue_leave(mp_member *m, uint64_t bytes)
+    uint64_t mp_queue_lacking(mp_member *m, uint64_t size)
+    void mp_kept_bytes(mp_member *m, bint pinned, uint64_t *bytes)
     void mp_set_limits(mp_member *m, const uint64_t *memory, const uint64_t *spill, const uint64_t *overflow)
     uint32_t mp_check(mp_member *m, mp_fault_ptr report, void *context)
     uint32_t mp_candidates(mp_member *m, uint32_t *cursor, mp_candidate *rows, uint32_t count)

@@ -418,6 +418,14 @@ cdef class Member:
                 found.append((i, self.m.slots[i].pid, (<bytes>self.m.slots[i].command).decode("utf-8", "replace")))
         return found
 
+    def _kept_bytes(self, bint pinned):
+        """[(pid, command, bytes)] of the members that pin something in memory, or else that hold something there;
+        what several keep counts for each of them."""
+        cdef uint64_t kept[MP_SLOTS]
+        with nogil:
+            mp_kept_bytes(&self.m, pinned, kept)
+        return [(pid, command, kept[slot]) for slot, pid, command in self._members() if kept[slot]]
+
     def _member_bits(self, ObjectRef ref):
         """([slots that hold], [slots that pin]) of a ref's object."""
         cdef mp_entry *e = &self.m.entries[ref.entry]
@@ -434,6 +442,8 @@ cdef class Member:
             "overflow_limit": h.overflow_limit,
             "committed_bytes": h.committed_blocks * MP_BLOCK,
             "free_bytes": h.free_pages * MP_PAGE,
+            "free_slot_bytes": h.free_slot_bytes,
+            "returned_bytes_total": h.returned_bytes,
             "disk_bytes": h.disk_bytes,
             "dead_segments": h.dead_segments,
             "unburied": h.unburied,
@@ -445,6 +455,7 @@ cdef class Member:
             "recoveries": h.recoveries,
             "handoff_ns": h.handoff_ns,
             "tokens": h.pool_tokens.used - 1,
+            "waiting": sum(1 for i in range(MP_SLOTS) if self.m.slots[i].ticket),
             "slot": self.m.slot,
         }
 

@@ -362,8 +362,9 @@ static void end_value(agent *a) {
 }
 
 static void housekeep(agent *a) {
-    switch (random_below(&a->random, 7)) {
+    switch (random_below(&a->random, 8)) {
     case 0: mp_reap_dead(a->m); break;
+    case 6: mp_empty_blocks(a->m, 1 + random_below(&a->random, 1 << 20)); break;
     case 1: mp_shrink(a->m, 1 + random_below(&a->random, 1 << 20)); break;
     case 2: forget_dead_segments(a->m); break;
     case 3:
@@ -432,6 +433,7 @@ void agent_abandon(agent *a, uint32_t kind) {
         if (mp_place_read(a->m, entry_of(id), birth_of(id), &place, &size) == MP_IS_SPILLED)
             (void)mp_restore_begin(a->m, entry_of(id), birth_of(id), &offset);
         break;
+    case 4: (void)mp_queue_enter(a->m, 1 << 20); break; /* a place among the waiting */
     case 2: (void)mp_clean_claim(a->m, entry_of(id), birth_of(id), &offset, &size); break;
     case 3: issue(a); break;
     default: /* memory on its way in and out */
@@ -457,6 +459,7 @@ void agent_expect_only(mp_member *m, uint32_t objects) {
     CHECK_EQ(h->pool_names.used, 1);
     for (uint32_t slot = 0; slot < MP_SLOTS; slot++)
         CHECK(slot == m->slot || (atomic_load(&m->slots[slot].word) & 255u) == MP_SLOT_FREE);
+    CHECK_EQ(h->queue_first, 0);
     for (uint32_t b = 0; b < h->commit_high; b++)
         CHECK(mp_block_state(m, b) == MP_NONE || mp_block_state(m, b) == MP_COMMITTED);
     for (uint32_t s = 1; s < atomic_load(&h->pool_segments.high) && s < SEGMENTS; s++) {

@@ -42,7 +42,7 @@ void agent_expect_value(agent *a, uint64_t id); /* readable, now */
 uint64_t agent_create(agent *a, uint64_t size); /* an object that is on no board; the caller holds it */
 void agent_let_go(agent *a);   /* views and refs; closes the segment */
 /* Leaves something half-done behind, as a death between two calls does. */
-#define AGENT_RUINS 5u
+#define AGENT_RUINS 6u
 void agent_abandon(agent *a, uint32_t kind);
 void agent_sweep(mp_member *m); /* names, hand-offs and files that nobody owns */
 /* No member but us, nothing half-done, and no more objects than these. */

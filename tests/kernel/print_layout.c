@@ -50,6 +50,10 @@ int main(void) {
     FIELD(mp_slot, reserved0);
     FIELD(mp_slot, command);
     FIELD(mp_slot, overflow_bytes);
+    FIELD(mp_slot, ticket);
+    FIELD(mp_slot, ticket_renewed);
+    FIELD(mp_slot, room_needed);
+    FIELD(mp_slot, room_reserved);
     FIELD(mp_slot, reserved);
     STRUCT(mp_token);
     FIELD(mp_token, nonce);
@@ -146,7 +150,10 @@ int main(void) {
     FIELD(mp_header, mutex);
     FIELD(mp_header, next_birth);
     FIELD(mp_header, next_segment_id);
+    FIELD(mp_header, next_ticket);
     FIELD(mp_header, commit_high);
+    FIELD(mp_header, queue_first);
+    FIELD(mp_header, room_wanted);
     FIELD(mp_header, reserved1);
     FIELD(mp_header, recoveries);
     FIELD(mp_header, pool_entries);
@@ -166,10 +173,12 @@ int main(void) {
     FIELD(mp_header, committed_blocks);
     FIELD(mp_header, free_pages);
     FIELD(mp_header, free_pages_low);
+    FIELD(mp_header, free_slot_bytes);
     FIELD(mp_header, spilled_bytes);
     FIELD(mp_header, restored_bytes);
     FIELD(mp_header, spilled_objects);
     FIELD(mp_header, restored_objects);
+    FIELD(mp_header, returned_bytes);
     FIELD(mp_header, config);
     return 0;
 }

@@ -1,5 +1,5 @@
 /* How long the store's mutex is held, and how long another member waits for it, while values with
- * many refs inside go, and what a dead member held. The bound is on processor time inside a hold: a
+ * many refs inside go, what a dead member held, and while sparse blocks are emptied. The bound is on processor time inside a hold: a
  * machine that lets the holder wait proves nothing. Printed are medians of several runs.
  */
 #define _GNU_SOURCE
@@ -194,11 +194,27 @@ static void reap(object first) {
     while (self.header->pool_entries.used > 1) mp_reap_dead(&self);
 }
 
+/* One in ten is left, in every block. */
+static object make_sparse(void) {
+    for (uint32_t i = 0; i < OBJECTS; i++) objects[i] = make(&self, NULL, NULL, 0);
+    for (uint32_t i = 0; i < OBJECTS; i++)
+        if (i % 10 != 0) CHECK_EQ(mp_drop(&self, objects[i].entry, -1), MP_OK);
+    return objects[0];
+}
+
+static void empty_blocks(object first) {
+    (void)first;
+    CHECK(mp_empty_blocks(&self, UINT32_MAX) != 0);
+    failpoint_hook = NULL;
+    for (uint32_t i = 0; i < OBJECTS; i += 10) CHECK_EQ(mp_drop(&self, objects[i].entry, -1), MP_OK);
+}
+
 /* --- tests --- */
 
 static void a_chain_goes_in_short_holds(void) { measure("a chain of nested values", make_chain, drop); }
 static void a_million_refs_go_in_short_holds(void) { measure("a value with many refs", make_wide, drop); }
 static void what_the_dead_held_goes_so_too(void) { measure("what a dead member held", make_many, reap); }
+static void sparse_blocks_are_emptied_in_short_holds(void) { measure("sparse blocks", make_sparse, empty_blocks); }
 
 int main(int argc, char **argv) {
     check_arguments(argc, argv);
@@ -207,5 +223,6 @@ int main(int argc, char **argv) {
     RUN(a_chain_goes_in_short_holds);
     RUN(a_million_refs_go_in_short_holds);
     RUN(what_the_dead_held_goes_so_too);
+    RUN(sparse_blocks_are_emptied_in_short_holds);
     return 0;
 }

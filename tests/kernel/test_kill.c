@@ -109,6 +109,9 @@ static void rarities(void) {
     CHECK_EQ(mp_delete(&member, entry, birth), MP_OK);
     CHECK_EQ(mp_token_load(&member, token, 77, entry, birth), MP_OK);
     mp_unpin(&member, entry, MP_ONE_VIEW);
+    CHECK_EQ(mp_queue_enter(&member, 1000), MP_OK);
+    CHECK_EQ(mp_queue_renew(&member), MP_OK);
+    mp_queue_leave(&member, 1000);
     mp_drop_all(&member);
     mp_shrink(&member, 1 << 20);
     leave();
@@ -133,6 +136,22 @@ static void containers(void) {
     }
     CHECK_EQ(mp_drop(&member, before, -1), MP_OK);
     mp_undertake(&member);
+    leave();
+}
+
+/* Two slabs of one class and runs with holes between them, both half empty. */
+static void movers(void) {
+    static const uint32_t sizes[] = {4000, 20000};
+    uint64_t ids[2][24];
+    become_member(6);
+    for (uint32_t kind = 0; kind < 2; kind++)
+        for (uint32_t i = 0; i < 24; i++) ids[kind][i] = agent_create(&worker, sizes[kind]);
+    for (uint32_t kind = 0; kind < 2; kind++)
+        for (uint32_t i = 0; i < 24; i += 2) CHECK_EQ(mp_drop(&member, (uint32_t)(ids[kind][i] & 0xffff), -1), MP_OK);
+    CHECK(mp_empty_blocks(&member, 1 << 20) != 0);
+    for (uint32_t kind = 0; kind < 2; kind++)
+        for (uint32_t i = 1; i < 24; i += 2) agent_expect_value(&worker, ids[kind][i]);
+    mp_drop_all(&member);
     leave();
 }
 
@@ -220,6 +239,12 @@ static void kill_among_containers(void) {
     close_store();
 }
 
+static void kill_while_moving(void) {
+    open_store(6 << 20);
+    kill_everywhere(NULL, movers);
+    close_store();
+}
+
 /* A pool grows once or twice in a store's life: each death needs a store of its own. */
 static void kill_while_pools_grow(void) {
     for (uint32_t hit = 1; hit <= 3; hit++) {
@@ -287,6 +312,7 @@ int main(int argc, char **argv) {
     RUN(kill_under_pressure);
     RUN(kill_in_rare_operations);
     RUN(kill_among_containers);
+    RUN(kill_while_moving);
     RUN(kill_while_pools_grow);
     RUN(kill_while_reaping);
     RUN(kill_while_repairing);

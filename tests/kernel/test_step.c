@@ -34,6 +34,7 @@ static void draft_large(void) { draft(20000); }
 static void drop(void) { (void)mp_drop(&member, entry, -1); }
 static void delete(void) { (void)mp_delete(&member, entry, birth); }
 static void shrink(void) { (void)mp_shrink(&member, 3 * MP_BLOCK); }
+static void empty_blocks(void) { (void)mp_empty_blocks(&member, MP_BLOCK); }
 static void grow(void) { (void)mp_grow(&member, 100000); }
 
 static void view(void) {
@@ -89,6 +90,9 @@ static void prepare(void) {
     place.segment = segment;
     CHECK_EQ(mp_draft_bare(&member, 3000, &spilled, &spilled_birth), MP_OK);
     CHECK_EQ(mp_settle(&member, spilled, spilled_birth, &place), MP_OK);
+    uint64_t sparse[20]; /* two slabs, so that a block can be emptied */
+    for (uint32_t i = 0; i < 20; i++) sparse[i] = agent_create(&worker, 4000);
+    for (uint32_t i = 0; i < 14; i++) CHECK_EQ(mp_drop(&member, (uint32_t)(sparse[i] & 0xffff), -1), MP_OK);
     CHECK_EQ(mp_pool_ensure(&member, &member.header->pool_spans, 16), MP_OK);
 }
 
@@ -131,7 +135,7 @@ static void die_in(void (*what)(void), uint32_t samples) {
 static void kill_between_any_two_instructions(void) {
     static void (*const operations[])(void) = {
         draft_small, draft_large, drop,     delete,    shrink,            grow,
-        view,        segments,    hand_off, rename_it, restore_and_evict,
+        view,        segments,    hand_off, rename_it, restore_and_evict, empty_blocks,
     };
     const char *wanted = getenv("MP_STEPS");
     open_store(4 << 20);

@@ -118,7 +118,7 @@ bool mp_span_free(const mp_member *m, uint32_t i) {
 }
 
 /* Is this the span of that run? */
-static bool span_is(const mp_member *m, uint32_t i, enum mp_span_use used, uint64_t page, uint64_t pages) {
+bool mp_span_is(const mp_member *m, uint32_t i, enum mp_span_use used, uint64_t page, uint64_t pages) {
     if (i == 0 || i >= m->geometry.spans) return false;
     return m->spans[i].used == (uint32_t)used && m->spans[i].page == page && m->spans[i].pages == pages;
 }
@@ -229,19 +229,34 @@ static mp_code find_run(mp_member *m, uint32_t pages, uint32_t align, uint32_t l
     return best->span ? MP_OK : MP_NO_ROOM;
 }
 
+/* The pages of a free span that they name become a run, which this member writes. */
+static void take_pages(mp_member *m, uint32_t i, uint32_t page, uint32_t pages, enum mp_span_use used) {
+    mp_span_carve(m, i, page, pages, used);
+    for (uint32_t b = page / MP_BLOCK_PAGES; b <= (page + pages - 1) / MP_BLOCK_PAGES; b++) {
+        uint16_t word = MP_COMMIT(mp_block_state(m, b), m->slot);
+        atomic_store_explicit(&m->commit[b], word, memory_order_relaxed);
+    }
+    MP_FAILPOINT("arena.take.stamped");
+}
+
 static mp_code take_run(mp_member *m, uint32_t pages, uint32_t align, enum mp_span_use used, uint32_t *span) {
     candidate best = {0};
     if (!mp_span_reserve(m, 2)) return MP_POOL_FULL;
     mp_code code = find_run(m, pages, align, LOOKS, &best);
     if (code == MP_NO_ROOM) code = find_run(m, pages, align, MP_LOOKS, &best);
     if (code != MP_OK) return code;
-    mp_span_carve(m, best.span, best.page, pages, used);
-    for (uint32_t b = best.page / MP_BLOCK_PAGES; b <= (best.page + pages - 1) / MP_BLOCK_PAGES; b++) {
-        uint16_t word = MP_COMMIT(mp_block_state(m, b), m->slot);
-        atomic_store_explicit(&m->commit[b], word, memory_order_relaxed);
-    }
-    MP_FAILPOINT("arena.take.stamped");
+    take_pages(m, best.span, best.page, pages, used);
     *span = best.span;
+    return mp_arena_outcome(m);
+}
+
+mp_code mp_run_take_behind(mp_member *m, uint32_t before, uint32_t pages, uint64_t *offset, uint32_t *span) {
+    if (!mp_span_reserve(m, 1)) return MP_POOL_FULL;
+    *span = m->spans[before].next;
+    uint64_t page = mp_span_end(&m->spans[before]);
+    if (!mp_span_free(m, *span) || m->spans[*span].page != page || m->spans[*span].pages < pages) return MP_NO_ROOM;
+    take_pages(m, *span, (uint32_t)page, pages, MP_SPAN_EXTENT);
+    *offset = page * MP_PAGE;
     return mp_arena_outcome(m);
 }
 
@@ -279,6 +294,7 @@ static mp_code slab_new(mp_member *m, uint32_t class) {
     MP_FAILPOINT("arena.slab.carved");
     uint32_t slots = MP_BLOCK / mp_class_bytes(class);
     m->slabs[block] = (mp_slab){.slots = slots, .size_class = class + 1, .span = span};
+    mp_total_add(&m->header->free_slot_bytes, (uint64_t)slots * mp_class_bytes(class));
     mp_slab_list(m, block);
     return mp_arena_outcome(m);
 }
@@ -298,23 +314,30 @@ static bool slab_sane(const mp_slab *slab, uint32_t class) {
            slab->used <= slab->slots;
 }
 
+mp_code mp_slab_take(mp_member *m, uint32_t block, uint32_t class, uint64_t *offset) {
+    mp_slab *slab = &m->slabs[block];
+    uint32_t slot = 0;
+    if (!slab_sane(slab, class) || slab->used == slab->slots) return MP_NO_ROOM;
+    while (slot < MP_SLAB_WORDS && ~slab->used_bits[slot] == 0) slot++;
+    slot = slot < MP_SLAB_WORDS ? slot * 64 + (uint32_t)__builtin_ctzll(~slab->used_bits[slot]) : slab->slots;
+    if (slot >= slab->slots) return mp_arena_corrupted(m);
+    slab->used_bits[slot / 64] |= mp_bit(slot);
+    mp_total_add(&m->header->free_slot_bytes, 0ull - mp_class_bytes(class));
+    MP_FAILPOINT("arena.slot.taken");
+    if (++slab->used == slab->slots) slab_unlist(m, block);
+    *offset = (uint64_t)block * MP_BLOCK + (uint64_t)slot * mp_class_bytes(class);
+    return mp_arena_outcome(m);
+}
+
 static mp_code slot_take(mp_member *m, uint64_t size, uint64_t *offset) {
-    uint32_t class = mp_class_of(size), slot = 0;
+    uint32_t class = mp_class_of(size);
     if (m->header->class_slabs[class] == 0) {
         mp_code code = slab_new(m, class);
         if (code != MP_OK) return code;
     }
     mp_slab *slab = slab_choose(m, class);
-    if (slab == NULL || !slab_sane(slab, class)) return mp_arena_corrupted(m);
-    while (slot < MP_SLAB_WORDS && ~slab->used_bits[slot] == 0) slot++;
-    slot = slot < MP_SLAB_WORDS ? slot * 64 + (uint32_t)__builtin_ctzll(~slab->used_bits[slot]) : slab->slots;
-    if (slot >= slab->slots) return mp_arena_corrupted(m);
-    uint32_t block = (uint32_t)(slab - m->slabs);
-    slab->used_bits[slot / 64] |= mp_bit(slot);
-    MP_FAILPOINT("arena.slot.taken");
-    if (++slab->used == slab->slots) slab_unlist(m, block);
-    *offset = (uint64_t)block * MP_BLOCK + (uint64_t)slot * mp_class_bytes(class);
-    return mp_arena_outcome(m);
+    mp_code code = slab ? mp_slab_take(m, (uint32_t)(slab - m->slabs), class, offset) : MP_NO_ROOM;
+    return code == MP_NO_ROOM ? mp_arena_corrupted(m) : code; /* what is listed has a free slot */
 }
 
 static void slot_give(mp_member *m, uint64_t offset, uint64_t size) {
@@ -325,17 +348,19 @@ static void slot_give(mp_member *m, uint64_t offset, uint64_t size) {
     bool sane = slab_sane(slab, class) && slot < slab->slots && slab->used != 0 &&
                 offset % MP_BLOCK % mp_class_bytes(class) == 0 &&
                 (slab->used_bits[slot / 64] & mp_bit(slot)) != 0 &&
-                span_is(m, span, MP_SPAN_SLAB, (uint64_t)block * MP_BLOCK_PAGES, MP_BLOCK_PAGES);
+                mp_span_is(m, span, MP_SPAN_SLAB, (uint64_t)block * MP_BLOCK_PAGES, MP_BLOCK_PAGES);
     if (!sane) {
         mp_arena_corrupted(m);
         return;
     }
     slab->used_bits[slot / 64] &= ~mp_bit(slot);
+    mp_total_add(&m->header->free_slot_bytes, mp_class_bytes(class));
     MP_FAILPOINT("arena.slot.given");
     if (slab->used-- == slab->slots) mp_slab_list(m, block);
     if (slab->used != 0) return;
     slab_unlist(m, block);
     slab->size_class = 0;
+    mp_total_add(&m->header->free_slot_bytes, 0ull - (uint64_t)slab->slots * mp_class_bytes(class));
     MP_FAILPOINT("arena.slab.emptied");
     mp_span_release(m, span);
 }
@@ -354,7 +379,7 @@ mp_code mp_arena_alloc(mp_member *m, uint64_t size, uint64_t *offset, uint32_t *
 }
 
 void mp_arena_free(mp_member *m, uint64_t offset, uint64_t size, uint32_t span) {
-    uint64_t bytes = mp_extent_bytes(size);
+    uint64_t bytes = mp_extent_bytes(size), before = atomic_load_explicit(&m->header->free_pages, memory_order_relaxed);
     if (mp_poisoned(m)) return;
     if (bytes > m->geometry.arena_bytes || offset > m->geometry.arena_bytes - bytes) {
         mp_arena_corrupted(m);
@@ -362,7 +387,9 @@ void mp_arena_free(mp_member *m, uint64_t offset, uint64_t size, uint32_t span) 
         slot_give(m, offset, size);
     } else {
         uint64_t page = offset / MP_PAGE, pages = bytes / MP_PAGE;
-        if (offset % MP_PAGE == 0 && span_is(m, span, MP_SPAN_EXTENT, page, pages)) mp_span_release(m, span);
+        if (offset % MP_PAGE == 0 && mp_span_is(m, span, MP_SPAN_EXTENT, page, pages)) mp_span_release(m, span);
         else mp_arena_corrupted(m);
     }
+    uint64_t after = atomic_load_explicit(&m->header->free_pages, memory_order_relaxed);
+    mp_queue_freed(m, (after - before) * MP_PAGE);
 }

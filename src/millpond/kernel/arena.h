@@ -84,6 +84,7 @@ uint32_t mp_span_take(mp_member *m); /* an item of the pool; 0: none is backed, 
 void mp_span_give(mp_member *m, uint32_t i);
 bool mp_span_reserve(mp_member *m, uint32_t count); /* so many can be taken; false sets full_pool */
 bool mp_span_free(const mp_member *m, uint32_t i);  /* a free run inside the arena */
+bool mp_span_is(const mp_member *m, uint32_t i, enum mp_span_use used, uint64_t page, uint64_t pages);
 void mp_span_mark_end(mp_member *m, uint32_t i);    /* in the slab record of its last block */
 void mp_span_link(mp_member *m, uint32_t prev, uint32_t i);
 void mp_span_unlink(mp_member *m, uint32_t i);
@@ -94,6 +95,10 @@ void mp_span_release(mp_member *m, uint32_t i);
 void mp_bin_insert(mp_member *m, uint32_t i);
 void mp_bin_remove(mp_member *m, uint32_t i);
 void mp_slab_list(mp_member *m, uint32_t block); /* first among the slabs of its class */
+/* A free slot of that very block. MP_NO_ROOM: it is full, or no slab of the class. */
+mp_code mp_slab_take(mp_member *m, uint32_t block, uint32_t class, uint64_t *offset);
+/* A run at the start of the free pages that follow a span. MP_NO_ROOM: there are too few. */
+mp_code mp_run_take_behind(mp_member *m, uint32_t before, uint32_t pages, uint64_t *offset, uint32_t *span);
 
 /* --- arena_repair.c --- */
 /* Every fault of the arena's caches against entries and commit map. Mutex held. */

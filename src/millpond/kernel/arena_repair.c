@@ -36,6 +36,7 @@ static void forget(mp_member *m) {
     atomic_store_explicit(&h->committed_blocks, 0, memory_order_relaxed);
     atomic_store_explicit(&h->free_pages, 0, memory_order_relaxed);
     atomic_store_explicit(&h->free_pages_low, 0, memory_order_relaxed);
+    atomic_store_explicit(&h->free_slot_bytes, 0, memory_order_relaxed);
     for (uint32_t b = 0, high = mp_commit_high(m); b < high; b++) {
         uint32_t state = mp_block_state(m, b);
         if (state == MP_NONE) continue;
@@ -116,7 +117,10 @@ static bool sweep_slab(mp_member *m, sweep *w, uint32_t block) {
     if (i == 0) return false;
     m->spans[i] = (mp_span){.page = page, .pages = MP_BLOCK_PAGES, .used = MP_SPAN_SLAB};
     append(m, w, i);
-    if (m->slabs[block].used < m->slabs[block].slots) mp_slab_list(m, block);
+    const mp_slab *slab = &m->slabs[block];
+    uint64_t left = slab->slots - slab->used;
+    mp_total_add(&m->header->free_slot_bytes, left * mp_class_bytes(slab->size_class - 1));
+    if (left != 0) mp_slab_list(m, block);
     return true;
 }
 
@@ -178,7 +182,7 @@ typedef struct inspection {
     mp_fault *report;
     void *context;
     uint32_t faults;
-    uint64_t runs, slabs, slots, free_spans, free_pages, open_slabs, put_by; /* seen in the caches */
+    uint64_t runs, slabs, slots, free_spans, free_pages, free_slot_bytes, open_slabs, put_by; /* seen in the caches */
 } inspection;
 
 static void fault(inspection *c, const char *text, uint64_t where) {
@@ -213,6 +217,7 @@ static void check_slab(inspection *c, const mp_span *s, uint32_t i) {
     expect(c, slab->used == bits && bits != 0 && bits <= slab->slots, "a slab counts wrong", s->page);
     c->slabs++;
     c->slots += bits;
+    c->free_slot_bytes += (uint64_t)(slab->slots - bits) * mp_class_bytes(class);
     if (bits < slab->slots) c->open_slabs++;
 }
 
@@ -262,6 +267,7 @@ static void check_spans(inspection *c) {
     expect(c, covered == committed * MP_BLOCK_PAGES, "spans do not cover the committed pages", covered);
     expect(c, atomic_load(&m->header->committed_blocks) == counted, "committed_blocks is wrong", counted);
     expect(c, atomic_load(&m->header->free_pages) == c->free_pages, "free_pages is wrong", c->free_pages);
+    expect(c, atomic_load(&m->header->free_slot_bytes) == c->free_slot_bytes, "free_slot_bytes is wrong", c->free_slot_bytes);
 }
 
 static void check_bins(inspection *c) {

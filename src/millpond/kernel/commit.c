@@ -203,6 +203,7 @@ void mp_arena_punched(mp_member *m, mp_run run) {
     mark(m, run, MP_NONE);
     MP_FAILPOINT("arena.punched.marked");
     mp_total_add(&m->header->committed_blocks, 0ull - run.blocks);
+    mp_total_add(&m->header->returned_bytes, (uint64_t)run.blocks * MP_BLOCK);
 }
 
 static bool left_by(mp_member *m, uint32_t slot, uint32_t block) {

@@ -79,6 +79,8 @@ typedef struct mp_member {
     _Atomic uint32_t busy_pid;
     const char *_Atomic full_pool;
 
+    uint32_t queued; /* threads that wait for room; under the store's mutex */
+
     /* fork in progress */
     uint32_t fork_slot;
     int fork_fd, spare_fd;
@@ -253,6 +255,23 @@ uint64_t mp_shrink(mp_member *m, uint64_t bytes);           /* punches free bloc
 uint64_t mp_idle_bytes(mp_member *m);                       /* committed and free all the time since the last call */
 void mp_set_limits(mp_member *m, const uint64_t *memory, const uint64_t *spill, const uint64_t *overflow);
 
+/* --- queue.c: waiting for room, in order --- */
+mp_code mp_queue_enter(mp_member *m, uint64_t bytes); /* a ticket, unless this member has one; each enter wants a leave */
+mp_code mp_queue_renew(mp_member *m);                 /* at least every 250 ms; then freeing bumps the event word once */
+void mp_queue_leave(mp_member *m, uint64_t bytes);
+/* So much more must come free until we may take room for such a value: what is free is put by for another. */
+uint64_t mp_queue_lacking(mp_member *m, uint64_t size);
+/* mutex held */
+uint64_t mp_queue_lacks(mp_member *m, uint64_t size); /* the same as mp_queue_lacking */
+void mp_queue_freed(mp_member *m, uint64_t bytes);
+void mp_queue_void(mp_member *m, uint32_t slot);
+void mp_queue_rebuild(mp_member *m);
+
+/* --- moving.c --- */
+/* Moves values of up to 256 KiB that nobody uses out of the sparsest blocks, until about so many bytes of blocks
+ * are empty, in holds of the mutex that are short; returns the bytes emptied. They are free, not given back. */
+uint64_t mp_empty_blocks(mp_member *m, uint64_t bytes);
+
 /* --- recovery.c --- */
 mp_code mp_rebuild(mp_member *m); /* mutex held: every cache, by scan */
 typedef void mp_fault(void *context, const char *text);
@@ -273,6 +292,8 @@ typedef struct mp_object {
     uint32_t holders, pins;
     uint8_t state, clean, pad[6];
 } mp_object;
+/* How much each slot pins in memory, or holds there; what several do counts for each. */
+void mp_kept_bytes(mp_member *m, bool pinned, uint64_t bytes[MP_SLOTS]);
 mp_code mp_objects(mp_member *m, uint32_t *cursor, mp_object *rows, uint32_t count, uint32_t *found);
 
 /* --- fork.c: called by pthread_atfork handlers, for each member of the process --- */

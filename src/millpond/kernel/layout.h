@@ -94,7 +94,11 @@ typedef struct mp_slot {
     uint32_t reserved0;
     char command[40];
     _Atomic uint64_t overflow_bytes; /* private copies of reads that found no room */
-    uint64_t reserved[7];
+    uint64_t ticket;         /* its place among those who wait for room; 0 = it does not */
+    uint64_t ticket_renewed; /* CLOCK_BOOTTIME ns */
+    uint64_t room_needed;    /* bytes */
+    uint64_t room_reserved;  /* of these, what was freed while it was first */
+    uint64_t reserved[3];
 } mp_slot;
 
 typedef struct mp_token {
@@ -242,7 +246,10 @@ typedef struct mp_header {
     /* under the mutex */
     _Alignas(64) uint64_t next_birth;
     uint64_t next_segment_id;
+    uint64_t next_ticket;
     uint32_t commit_high; /* raised before a block is marked: from here on all are NONE */
+    uint32_t queue_first;          /* (cache) slot + 1 of whoever waits longest for room */
+    _Atomic uint32_t room_wanted;  /* somebody sleeps until something is freed */
     uint32_t reserved1;
     uint64_t recoveries;
     mp_pool pool_entries, pool_tokens, pool_edges, pool_names, pool_segments, pool_spans;
@@ -259,9 +266,11 @@ typedef struct mp_header {
     _Atomic uint64_t committed_blocks; /* COMMITTING, COMMITTED and PUNCHING */
     _Atomic uint64_t free_pages;       /* in committed blocks, outside slabs */
     _Atomic uint64_t free_pages_low;   /* the least of it since mp_idle_bytes was last asked */
+    _Atomic uint64_t free_slot_bytes;  /* in slabs */
 
     /* totals since creation */
     _Atomic uint64_t spilled_bytes, restored_bytes, spilled_objects, restored_objects;
+    _Atomic uint64_t returned_bytes; /* arena memory given back to the system */
 
     char config[MP_CONFIG_BYTES]; /* JSON, written before ready */
 } mp_header;

@@ -207,8 +207,10 @@ static mp_code mark_reaping(mp_member *m, uint32_t slot, uint64_t *word) {
     if (code != MP_OK) return code;
     if (atomic_load(&m->slots[slot].word) != *word)
         code = MP_NOT_FOUND;
-    else
+    else {
         atomic_store(&m->slots[slot].word, *word = slot_word(*word >> 8, MP_SLOT_REAPING));
+        mp_queue_void(m, slot);
+    }
     mp_unlock(m);
     return code;
 }

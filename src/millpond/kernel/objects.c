@@ -41,6 +41,7 @@ static void bear(mp_member *m, uint32_t entry, uint64_t size, uint64_t birth, en
 
 static mp_code try_draft(mp_member *m, uint64_t size, bool bare, uint32_t *entry, uint64_t *birth, uint64_t *offset) {
     mp_pool *pool = &m->header->pool_entries;
+    if (!bare && mp_queue_lacks(m, size) != 0) return MP_NO_ROOM;
     uint32_t index = mp_pool_take(m, pool), span = 0;
     if (index == 0) return MP_POOL_FULL;
     mp_entry *e = &m->entries[index];

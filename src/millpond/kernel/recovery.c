@@ -120,6 +120,7 @@ mp_code mp_rebuild(mp_member *m) {
     if (code == MP_OK) code = mp_arena_rebuild(m);
     if (code != MP_OK) return code;
     MP_FAILPOINT("rebuild.arena");
+    mp_queue_rebuild(m);
     /* a kill between "last bit cleared" and "freed" must not leak */
     for (uint32_t i = 1; i < entries_backed(m); i++) mp_collect(m, i);
     return MP_OK;

@@ -32,6 +32,22 @@ uint32_t mp_candidates(mp_member *m, uint32_t *cursor, mp_candidate *rows, uint3
     return n;
 }
 
+static void add_to_each(_Atomic uint64_t *words, uint64_t size, uint64_t bytes[MP_SLOTS]) {
+    for (uint32_t w = 0; w < MP_BIT_WORDS; w++)
+        for (uint64_t left = atomic_load(&words[w]); left != 0; left &= left - 1)
+            bytes[w * 64 + (uint32_t)__builtin_ctzll(left)] += size;
+}
+
+void mp_kept_bytes(mp_member *m, bool pinned, uint64_t bytes[MP_SLOTS]) {
+    memset(bytes, 0, MP_SLOTS * sizeof *bytes);
+    for (uint32_t i = 1; i < mp_entries_backed(m); i++) {
+        mp_entry *e = &m->entries[i];
+        enum mp_state state = mp_state_of(atomic_load_explicit(&e->control, memory_order_relaxed));
+        uint64_t size = atomic_load_explicit(&e->size, memory_order_relaxed);
+        if (mp_owns_extent(state)) add_to_each(pinned ? e->pins : e->holders, mp_extent_bytes(size), bytes);
+    }
+}
+
 /* Ticks have a rate that only comparison with a clock tells. */
 static double seconds_per_tick(mp_member *m, uint64_t now) {
     uint64_t ticks = now - m->header->created_ticks, ns = m->system->boottime() - m->header->created_ns;

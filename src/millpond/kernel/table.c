@@ -98,6 +98,7 @@ static void fill_header(mp_header *h, const mp_geometry *g, const mp_creation *c
     atomic_store(&h->overflow_limit, c->overflow_limit);
     atomic_store(&h->handoff_ns, c->handoff_ns);
     h->next_birth = 1;
+    h->next_ticket = 1;
     h->next_segment_id = 1;
     mp_pool *pools[] = {&h->pool_entries, &h->pool_tokens,   &h->pool_edges,
                         &h->pool_names,   &h->pool_segments, &h->pool_spans};

@@ -37,7 +37,8 @@ class Stats:
     committed_bytes: int
     """Arena memory taken from the system, used or not. Never above the limit, unless it was lowered."""
     warm_bytes: int
-    """Of these, free ones: kept because used pages are much faster than fresh ones."""
+    """Of these, free ones: kept for a second because used pages are much faster than fresh ones. The rest is
+    live: values and drafts, each rounded up to its slot or its pages."""
     table_bytes: int
     """Memory of the table, which the limit does not cover."""
     disk_bytes: int
@@ -59,6 +60,8 @@ class Stats:
     restored_bytes_total: int
     spilled_objects_total: int
     restored_objects_total: int
+    returned_bytes_total: int
+    """Arena memory given back to the system."""
 
     @property
     def live_bytes(self) -> int:

@@ -49,7 +49,7 @@ def stats(store: Store) -> Stats:
         memory_bytes=int(size[in_memory].sum()),
         pinned_bytes=int(size[in_memory & (survey["pins"] > 0)].sum()),
         committed_bytes=totals["committed_bytes"],
-        warm_bytes=totals["free_bytes"],
+        warm_bytes=totals["free_bytes"] + totals["free_slot_bytes"],
         table_bytes=store._table_bytes(),
         disk_bytes=totals["disk_bytes"],
         overflow_bytes=totals["overflow_bytes"],
@@ -62,6 +62,7 @@ def stats(store: Store) -> Stats:
         restored_bytes_total=totals["restored_bytes_total"],
         spilled_objects_total=totals["spilled_objects_total"],
         restored_objects_total=totals["restored_objects_total"],
+        returned_bytes_total=totals["returned_bytes_total"],
     )
 
 

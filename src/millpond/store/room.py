@@ -22,7 +22,7 @@ from millpond.errors import SpillError, StoreFullError
 from millpond.eviction.limits import headroom
 from millpond.eviction.named import Policy, numbered
 from millpond.eviction.ranking import Ranking
-from millpond.hot import BLOCK, Batch, Code, Core
+from millpond.hot import BLOCK, Batch, Code, Core, Queued
 from millpond.units import format_bytes
 
 if TYPE_CHECKING:
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 BATCH_BYTES = 32 << 20
 COMMIT_STEP = 2 << 20
 GC_INTERVAL_S = 1.0
+BARREN_S = 0.25
+SCATTERED_SHARE = 8
+SPARSE_MIN = 16 << 20
+"""Less than this that lies scattered is left alone while nobody needs it."""
 
 
 class Room:
@@ -44,7 +48,9 @@ class Room:
         self._writer = writer
         self._lock = RLock()
         self._ranking: Ranking | None = None
-        self._collected = 0.0
+        self._collected = self._barren_until = 0.0
+        self._barren_free = 0
+        self._sparse = 0  # free bytes in slabs, a second ago
         _rooms.add(self)
 
     def make(self, size: int) -> bool:
@@ -52,18 +58,23 @@ class Room:
 
         Raises SpillError when the disk refuses and nothing else helps.
         """
-        if self._commit(size):
+        lacking = self._core._lacking(size)
+        if not lacking and self._commit(size):
             return True
         totals = self._core._totals()
         if size > totals["memory_limit"]:
             return False
-        if totals["free_bytes"] >= size + BLOCK and self._regroup(size):
+        if not lacking and _scattered(totals) and self._regroup(size):
             return True
         if self._core._reap():
             return True
-        if self.evict(max(size, min(BATCH_BYTES, totals["memory_limit"] // 8))):
+        if self.evict(max(size, lacking, min(BATCH_BYTES, totals["memory_limit"] // 8))):
             return True
-        return self._regroup(size) or self._collect_garbage()
+        return (not lacking and self._regroup(size)) or self._collect_garbage()
+
+    def wait(self, size: int) -> Queued:
+        """A place among those who wait for room, for `size` bytes."""
+        return Queued(self._core, size + BLOCK if size <= self._core._totals()["memory_limit"] else 0)
 
     def _commit(self, size: int) -> bool:
         """Commits memory below the limit, if the machine has it."""
@@ -74,8 +85,32 @@ class Room:
         return code == Code.OK
 
     def _regroup(self, size: int) -> bool:
-        """Free bytes that lie scattered go back to the system, to be committed in one piece."""
-        return self._core._shrink(size + BLOCK) > 0 and self._commit(size)
+        """Enough is free, but in pieces: whole blocks go back to the system, to be committed in one piece,
+        and sparse ones are emptied if those do not suffice."""
+        totals = self._core._totals()
+        spare = max(0, min(totals["memory_limit"] - totals["committed_bytes"], headroom()))
+        if spare + _free(totals) < size:
+            return False
+        missing = size + BLOCK - spare
+        if missing > 0:
+            missing -= self._core._shrink(missing)
+        emptied = 0
+        if missing > 0:
+            emptied = self._empty_blocks(max(missing, min(BATCH_BYTES, totals["memory_limit"] // 16)))
+            if emptied and size > BLOCK:
+                self._core._shrink(min(emptied, missing))
+        return self._commit(size) or emptied > 0
+
+    def _empty_blocks(self, nbytes: int) -> int:
+        """Moves objects together until `nbytes` more of whole blocks are free; the bytes. It looks at every
+        object, so after a look that was in vain not again before more is free, or a moment has passed."""
+        now, free = time.monotonic(), _free(self._core._totals())
+        if free < BLOCK or (now < self._barren_until and free < self._barren_free + BLOCK):
+            return 0
+        emptied: int = self._core._empty_blocks(nbytes)
+        if not emptied:
+            self._barren_until, self._barren_free = now + BARREN_S, free
+        return emptied
 
     def _collect_garbage(self) -> bool:
         """Reference cycles of Python may hold refs and views; looking for them is slow, so seldom."""
@@ -138,8 +173,12 @@ class Room:
         if short > 0:
             self.shrink_to(self._core._totals()["committed_bytes"] - short)
         idle = self._core._idle()
-        if idle >= BLOCK:
-            self._core._shrink(idle)
+        given = self._core._shrink(idle) if idle >= BLOCK else 0
+        sparse = self._core._totals()["free_slot_bytes"]
+        scattered = idle - given + min(sparse, self._sparse)
+        self._sparse = sparse
+        if scattered >= SPARSE_MIN:
+            self._core._shrink(self._empty_blocks(min(scattered, BATCH_BYTES)))
 
     def shrink_to(self, nbytes: int) -> None:
         """Gives memory back until at most `nbytes` are committed, or everything that is left is in use."""
@@ -157,25 +196,49 @@ class Room:
         with self._lock:
             return self._evict_rows(rows)
 
-    def full(self, size: int) -> StoreFullError:
-        """The error that says why there is no room, with numbers and the next step."""
+    def full(self, size: int, refusal: SpillError | None = None) -> StoreFullError:
+        """The error that says why there is no room, with numbers and the next step; `refusal`: the disk's."""
         totals = self._core._totals()
-        survey = self._core._survey()
-        pinned = survey[survey["pins"] > 0]
-        members = ", ".join(f"{command} ({pid})" for _, pid, command in self._core._members())
-        spill = totals["spill_limit"]
-        step = (
-            "spilling is off (spill_limit=0): allow it"
-            if spill == 0
-            else f"the disk holds {format_bytes(totals['disk_bytes'])}"
-            + (f" of spill_limit {format_bytes(spill)}: raise it" if spill is not None else "")
-        )
+        committed, limit = format_bytes(totals["committed_bytes"]), format_bytes(totals["memory_limit"])
+        lacking = self._core._lacking(size)
         return StoreFullError(
-            f"no room for {format_bytes(size)}: {format_bytes(totals['committed_bytes'])} of memory_limit "
-            f"{format_bytes(totals['memory_limit'])} are committed, {len(pinned)} objects with "
-            f"{format_bytes(int(pinned['size'].sum()))} are pinned; members: {members}. "
-            f"Drop views or refs, raise memory_limit, or {step}"
+            f"no room for {format_bytes(size)}: {committed} of memory_limit {limit} are committed, "
+            f"{format_bytes(_free(totals))} of them free"
+            + (", for which others wait longer" if lacking else "")
+            + f"; {self._kept(totals['spill_limit'] != 0)}. "
+            f"Drop views or refs, raise memory_limit, or {_disk_step(totals)}"
+            + (f". The disk said: {refusal}" if refusal else "")
         )
+
+    def _kept(self, pinned: bool) -> str:
+        """Which members keep how much from leaving memory, the most first: by pins, or, where nothing is
+        spilled, by refs."""
+        members = sorted(self._core._kept_bytes(pinned), key=lambda member: -member[2])
+        if not members:
+            return "nothing is pinned" if pinned else "nothing is held"
+        shown = ", ".join(
+            f"{format_bytes(nbytes)} by {command} ({pid})" for pid, command, nbytes in members[:8]
+        )
+        more = f", more by {len(members) - 8} others" if len(members) > 8 else ""
+        return f"{'pinned' if pinned else 'held'} are {shown}{more}"
+
+
+def _disk_step(totals: dict[str, Any]) -> str:
+    limit = totals["spill_limit"]
+    if limit == 0:
+        return "spilling is off (spill_limit=0): allow it"
+    held = f"the disk holds {format_bytes(totals['disk_bytes'])}"
+    return held if limit is None else f"{held} of spill_limit {format_bytes(limit)}: raise it"
+
+
+def _free(totals: dict[str, Any]) -> int:
+    """Committed and free, wherever it lies."""
+    return int(totals["free_bytes"] + totals["free_slot_bytes"])
+
+
+def _scattered(totals: dict[str, Any]) -> bool:
+    """Whether so much is free that joining it is cheaper than writing objects to disk."""
+    return bool(_free(totals) >= max(BLOCK, totals["committed_bytes"] // SCATTERED_SHARE))
 
 
 _rooms: weakref.WeakSet[Room] = weakref.WeakSet()

@@ -27,7 +27,7 @@ from millpond.errors import (
     StoreFullError,
 )
 from millpond.eviction.named import NAMES, resolve
-from millpond.hot import Code, Core, Draft, Encoded, ObjectRef, Using
+from millpond.hot import Code, Core, Draft, Encoded, ObjectRef, Queued, Using
 from millpond.refcount import handoff
 from millpond.spill.directory import Directories
 from millpond.spill.reader import SpillReader
@@ -183,23 +183,29 @@ class Store(Core):
         self._guard()
         self._janitor.start()
         deadline = Deadline(0.0 if timeout is None else timeout)
-        while True:
-            ref = self._put_in_memory(encoded)
-            if ref is not None:
-                return ref
-            try:
-                return self._put_on_disk(encoded)
-            except StoreFullError:
+        with self._room.wait(encoded.size) as place:
+            while True:
+                seen = place.renew()
+                ref = self._put_in_memory(encoded, place)
+                refusal = None
+                if ref is None and self._writer is not None:
+                    try:
+                        ref = self._put_on_disk(encoded, self._writer)
+                    except SpillError as error:
+                        refusal = error
+                if ref is not None:
+                    return ref
                 if deadline.passed:
-                    raise
-            self._wait_event(self._event(), deadline.slice())
-            self._tidy()
+                    raise self._room.full(encoded.size, refusal) from refusal
+                self._wait_event(seen, deadline.slice())
+                self._tidy()
 
-    def _put_in_memory(self, encoded: Encoded) -> ObjectRef | None:
+    def _put_in_memory(self, encoded: Encoded, place: Queued) -> ObjectRef | None:
         while True:
             ref = self._put_encoded(encoded)
             if ref is not None or not self._make_room(encoded.size):
                 return ref
+            place.renew()
 
     def _make_room(self, size: int) -> bool:
         try:
@@ -207,19 +213,13 @@ class Store(Core):
         except SpillError:
             return False  # the disk's own words come from the attempt to put the value there
 
-    def _put_on_disk(self, encoded: Encoded) -> ObjectRef:
+    def _put_on_disk(self, encoded: Encoded, writer: SpillWriter) -> ObjectRef:
         """Everything resident is in use, or the value is larger than memory: it lives on disk."""
-        if self._writer is None:
-            raise self._room.full(encoded.size)
         ref = self._draft_bare(encoded.size)
         try:
             self._contain(ref, encoded)
-            with self._writer.write_through(encoded.parts(), encoded.size, *ref._key) as place:
+            with writer.write_through(encoded.parts(), encoded.size, *ref._key) as place:
                 self._settle(ref, place)
-        except SpillError as error:
-            self._abort(ref)
-            full = self._room.full(encoded.size)
-            raise StoreFullError(f"{full}. The disk said: {error}") from error
         except BaseException:
             self._abort(ref)
             raise
@@ -257,20 +257,30 @@ class Store(Core):
         self, nbytes: int, shape: Any, dtype: Any, name: str | None, timeout: float | None
     ) -> Draft:
         with Using(self):
-            deadline = Deadline(0.0 if timeout is None else timeout)
+            draft: Draft = self._draft(nbytes, shape, dtype) or self._draft_slow(
+                nbytes, shape, dtype, Deadline(0.0 if timeout is None else timeout)
+            )
+            if name is not None:
+                self._name_set(name, draft.ref, False)
+            return draft
+
+    def _draft_slow(self, nbytes: int, shape: Any, dtype: Any, deadline: Deadline) -> Draft:
+        """A draft that found no hole: makes room, or waits for it."""
+        self._janitor.start()
+        with self._room.wait(nbytes + hot.BLOCK) as place:
             while True:
+                seen = place.renew()
                 draft: Draft | None = self._draft(nbytes, shape, dtype)
                 if draft is not None:
-                    if name is not None:
-                        self._name_set(name, draft.ref, False)
                     return draft
-                self._janitor.start()
-                if not self._make_room(nbytes + hot.BLOCK):
-                    if deadline.passed:
-                        raise StoreFullError(
-                            f"{self._room.full(nbytes)}. A draft must be in memory; put need not"
-                        )
-                    self._wait_event(self._event(), deadline.slice())
+                if self._make_room(nbytes + hot.BLOCK):
+                    continue
+                if deadline.passed:
+                    raise StoreFullError(
+                        f"{self._room.full(nbytes)}. A draft must be in memory; put need not"
+                    )
+                self._wait_event(seen, deadline.slice())
+                self._tidy()
 
     # --- get ---
 

@@ -1,0 +1,294 @@
+/* Moving: sparse blocks are emptied, values stay whole, what is in use stays where it is, and it ends.
+ */
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <string.h>
+
+#include "failpoint_page.h"
+#include "fixture.h"
+
+#define LIMIT (16u << 20)
+#define OBJECTS 6000u
+
+static fixture store;
+static mp_member a, b;
+
+typedef struct object {
+    uint32_t entry;
+    uint64_t birth, size;
+} object;
+
+static object objects[OBJECTS];
+static check_random rnd;
+
+static void open_store(void) {
+    fixture_shape shape = {.arena_bytes = 4ull * LIMIT, .memory_limit = LIMIT, .entries = OBJECTS + 300};
+    rnd.state = check_seed();
+    fixture_create(&store, shape);
+    fixture_first(&store, &a);
+    fixture_join(&a, &b);
+}
+
+static void close_store(void) {
+    fixture_check(&a);
+    mp_drop_all(&a);
+    mp_release_slot(&b);
+    fixture_check(&a);
+    CHECK_EQ(a.header->pool_entries.used, 1);
+    CHECK_EQ(a.header->free_slot_bytes, 0);
+    CHECK_EQ(a.header->free_pages, a.header->committed_blocks * MP_BLOCK_PAGES);
+    fixture_leave(&b);
+    fixture_unmap(&a);
+    fixture_close(&store);
+}
+
+static bool fits(uint64_t size, object *o) {
+    uint64_t offset;
+    mp_code code;
+    o->size = size;
+    while ((code = mp_draft(&a, size, &o->entry, &o->birth, &offset)) == MP_NO_ROOM)
+        if (mp_grow(&a, size) != MP_OK) return false;
+    CHECK_EQ(code, MP_OK);
+    memset(a.arena_write + offset, (uint8_t)o->birth, size);
+    CHECK_EQ(mp_seal(&a, o->entry, o->birth), MP_OK);
+    return true;
+}
+
+static object make(uint64_t size) {
+    object o;
+    CHECK(fits(size, &o));
+    return o;
+}
+
+static void verify(object o) {
+    uint64_t offset, size;
+    CHECK_EQ(mp_view(&b, o.entry, o.birth, &offset, &size), MP_OK);
+    CHECK_EQ(size, o.size);
+    for (uint64_t i = 0; i < size; i++) CHECK_EQ(a.arena_write[offset + i], (uint8_t)o.birth);
+    mp_unpin(&b, o.entry, MP_ONE_VIEW);
+}
+
+static void drop(object o) { CHECK_EQ(mp_drop(&a, o.entry, -1), MP_OK); }
+static uint64_t offset_of(object o) { return atomic_load(&a.entries[o.entry].offset); }
+
+/* Objects of size(i) until memory is full; each stays with that probability. Returns how many stay. */
+static uint32_t scatter(uint64_t (*size)(void), uint32_t percent) {
+    uint32_t made = 0, left = 0;
+    while (made < OBJECTS && fits(size(), &objects[made])) made++;
+    for (uint32_t i = 0; i < made; i++) {
+        if (random_below(&rnd, 100) < percent) objects[left++] = objects[i];
+        else drop(objects[i]);
+    }
+    return left;
+}
+
+static uint64_t four_kilobytes(void) { return 4000; }
+static uint64_t small_sizes(void) { return 500 + random_below(&rnd, MP_SMALL_MAX - 500); }
+static uint64_t twelve_kilobytes(void) { return 12000; }
+static uint64_t run_sizes(void) { return MP_SMALL_MAX + 1 + random_below(&rnd, 60000); }
+static uint64_t all_sizes(void) { return random_below(&rnd, 2) ? small_sizes() : run_sizes(); }
+
+/* As a member that needs so much in one piece does it: empty, give back, commit elsewhere. */
+static bool fits_after_moving(uint64_t size, object *o) {
+    while (!fits(size, o))
+        if (mp_empty_blocks(&a, size) == 0 || mp_shrink(&a, size + MP_BLOCK) == 0) return false;
+    return true;
+}
+
+static void half_of_memory_fits_after(uint64_t (*size)(void)) {
+    object big;
+    open_store();
+    uint32_t left = scatter(size, 10);
+    CHECK(!fits(LIMIT / 2, &big));
+    CHECK(fits_after_moving(LIMIT / 2, &big));
+    fixture_check(&a);
+    for (uint32_t i = 0; i < left; i++) verify(objects[i]);
+    verify(big);
+    close_store();
+}
+
+/* --- tests --- */
+
+static void free_bytes_are_usable(void) {
+    half_of_memory_fits_after(four_kilobytes);
+    half_of_memory_fits_after(small_sizes);
+    half_of_memory_fits_after(twelve_kilobytes);
+    half_of_memory_fits_after(run_sizes);
+    half_of_memory_fits_after(all_sizes);
+}
+
+/* Every second object of three pages goes: no free run is a whole block. */
+static void holes_smaller_than_a_block_are_joined(void) {
+    uint32_t made = 0;
+    object big;
+    open_store();
+    while (made < OBJECTS && fits(12000, &objects[made])) made++;
+    for (uint32_t i = 0; i < made; i += 2) drop(objects[i]);
+    CHECK_EQ(mp_shrink(&a, LIMIT), 0);
+    CHECK(fits_after_moving(LIMIT / 3, &big));
+    for (uint32_t i = 1; i < made; i += 2) verify(objects[i]);
+    close_store();
+}
+
+static void it_ends(void) {
+    open_store();
+    scatter(all_sizes, 30);
+    uint32_t rounds = 0;
+    while (mp_empty_blocks(&a, LIMIT) != 0) CHECK(++rounds < 50);
+    fixture_check(&a);
+    CHECK_EQ(mp_empty_blocks(&a, LIMIT), 0);
+    close_store();
+}
+
+static void what_is_asked_is_enough(void) {
+    open_store();
+    scatter(four_kilobytes, 20);
+    uint64_t emptied = mp_empty_blocks(&a, 3 * MP_BLOCK);
+    CHECK_EQ(emptied, 3 * MP_BLOCK);
+    CHECK_EQ(mp_empty_blocks(&a, 0), 0);
+    close_store();
+}
+
+static void what_is_in_use_stays(void) {
+    static uint64_t offsets[OBJECTS];
+    uint64_t size;
+    open_store();
+    uint32_t left = scatter(all_sizes, 20);
+    for (uint32_t i = 0; i < left; i += 3) CHECK_EQ(mp_view(&b, objects[i].entry, objects[i].birth, &offsets[i], &size), MP_OK);
+    (void)mp_empty_blocks(&a, LIMIT);
+    for (uint32_t i = 0; i < left; i++) verify(objects[i]);
+    for (uint32_t i = 0; i < left; i += 3) {
+        CHECK_EQ(offset_of(objects[i]), offsets[i]);
+        mp_unpin(&b, objects[i].entry, MP_ONE_VIEW);
+    }
+    close_store();
+}
+
+/* Drafts are being written; a spilled object has no memory. */
+static void only_what_is_resident_moves(void) {
+    uint32_t entry;
+    uint64_t birth, offset;
+    open_store();
+    for (uint32_t i = 0; i < 32; i++) objects[i] = make(4000);
+    for (uint32_t i = 4; i < 32; i++) drop(objects[i]);
+    CHECK_EQ(mp_draft(&a, 4000, &entry, &birth, &offset), MP_OK);
+    for (uint32_t i = 32; i < 52; i++) objects[i] = make(4000);
+    for (uint32_t i = 34; i < 52; i++) drop(objects[i]);
+    (void)mp_empty_blocks(&a, LIMIT);
+    CHECK_EQ(atomic_load(&a.entries[entry].offset), offset);
+    CHECK_EQ(mp_abort(&a, entry, birth), MP_OK);
+    CHECK_EQ(mp_drop(&a, entry, -1), MP_OK);
+    close_store();
+}
+
+/* --- a reader between two steps of a move --- */
+
+static object watched;
+static uint32_t seen;
+
+static void pins(const char *name) {
+    if (strcmp(name, "move.evicting") != 0) return;
+    uint64_t offset, size;
+    failpoint_hook = NULL;
+    CHECK_EQ(mp_view(&b, watched.entry, watched.birth, &offset, &size), MP_IS_SPILLED); /* it looks again, under the mutex */
+    mp_pin(&b, watched.entry, MP_ONE_VIEW);
+    seen++;
+}
+
+static void looks(const char *name) {
+    if (strcmp(name, "move.copied") != 0 && strcmp(name, "move.stored") != 0) return;
+    uint64_t offset, size;
+    void (*self)(const char *) = failpoint_hook;
+    failpoint_hook = NULL;
+    CHECK_EQ(mp_view(&b, watched.entry, watched.birth, &offset, &size), MP_IS_SPILLED);
+    failpoint_hook = self;
+    seen++;
+}
+
+/* One object in a block of its own beside a block with room. */
+static void prepare_move(void) {
+    open_store();
+    for (uint32_t i = 0; i < 17; i++) objects[i] = make(4000);
+    drop(objects[3]);
+    drop(objects[7]);
+    uint32_t alone = offset_of(objects[0]) / MP_BLOCK == offset_of(objects[16]) / MP_BLOCK ? 15 : 16;
+    while (alone > 0 && offset_of(objects[alone]) / MP_BLOCK == offset_of(objects[0]) / MP_BLOCK) alone--;
+    watched = objects[alone];
+    seen = 0;
+}
+
+static void a_pin_that_comes_in_between_wins(void) {
+    prepare_move();
+    uint64_t before = offset_of(watched);
+    failpoint_hook = pins;
+    CHECK_EQ(mp_empty_blocks(&a, MP_BLOCK), 0);
+    failpoint_hook = NULL;
+    CHECK_EQ(seen, 1);
+    CHECK_EQ(offset_of(watched), before);
+    fixture_check(&a);
+    mp_unpin(&b, watched.entry, MP_ONE_VIEW);
+    verify(watched);
+    close_store();
+}
+
+static void nobody_reads_in_the_middle(void) {
+    prepare_move();
+    uint64_t before = offset_of(watched);
+    failpoint_hook = looks;
+    CHECK_EQ(mp_empty_blocks(&a, MP_BLOCK), MP_BLOCK);
+    failpoint_hook = NULL;
+    CHECK_EQ(seen, 2);
+    CHECK(offset_of(watched) != before);
+    verify(watched);
+    close_store();
+}
+
+/* --- readers and putters beside a mover --- */
+
+static _Atomic bool stop;
+
+static void *read_on(void *unused) {
+    (void)unused;
+    check_random mine = {.state = check_seed() + 1};
+    while (!atomic_load(&stop)) {
+        object o = objects[random_below(&mine, 500)];
+        uint64_t offset, size;
+        if (mp_view(&b, o.entry, o.birth, &offset, &size) != MP_OK) continue;
+        for (uint64_t i = 0; i < size; i += 64) CHECK_EQ(a.arena_write[offset + i], (uint8_t)o.birth);
+        mp_unpin(&b, o.entry, MP_ONE_VIEW);
+    }
+    return NULL;
+}
+
+static void readers_see_whole_values(void) {
+    pthread_t readers[2];
+    open_store();
+    for (uint32_t i = 0; i < 500; i++) objects[i] = make(all_sizes());
+    atomic_store(&stop, false);
+    for (uint32_t i = 0; i < 2; i++) CHECK_EQ(pthread_create(&readers[i], NULL, read_on, NULL), 0);
+    for (uint32_t round = 0; round < 40; round++) {
+        static object others[500];
+        for (uint32_t i = 0; i < 100; i++) others[i] = make(all_sizes());
+        for (uint32_t i = 0; i < 100; i++) drop(others[i]);
+        (void)mp_empty_blocks(&a, LIMIT);
+        (void)mp_shrink(&a, LIMIT);
+    }
+    atomic_store(&stop, true);
+    for (uint32_t i = 0; i < 2; i++) CHECK_EQ(pthread_join(readers[i], NULL), 0);
+    for (uint32_t i = 0; i < 500; i++) verify(objects[i]);
+    close_store();
+}
+
+int main(int argc, char **argv) {
+    check_arguments(argc, argv);
+    RUN(free_bytes_are_usable);
+    RUN(holes_smaller_than_a_block_are_joined);
+    RUN(it_ends);
+    RUN(what_is_asked_is_enough);
+    RUN(what_is_in_use_stays);
+    RUN(only_what_is_resident_moves);
+    RUN(a_pin_that_comes_in_between_wins);
+    RUN(nobody_reads_in_the_middle);
+    RUN(readers_see_whole_values);
+    return 0;
+}

@@ -1,0 +1,231 @@
+/* Waiting for room: who waits longest gets what comes free, what fits beside it goes, the dead and the
+ * stopped bind nobody.
+ */
+#define _GNU_SOURCE
+#include <string.h>
+
+#include "fixture.h"
+
+#define MIB (1ull << 20)
+#define LIMIT (8 * MIB)
+
+static fixture store;
+static mp_member a, b, c;
+static mp_system replaced;
+static uint64_t now_ns;
+
+typedef struct object {
+    uint32_t entry;
+    uint64_t birth;
+} object;
+
+static object objects[64];
+static uint32_t count;
+
+static uint64_t fake_boottime(void) { return now_ns; }
+
+static void join(mp_member *m) {
+    fixture_join(&a, m);
+    m->system = &replaced;
+}
+
+static void open_store(void) {
+    fixture_create(&store, (fixture_shape){.arena_bytes = 4 * LIMIT, .memory_limit = LIMIT, .entries = 300});
+    fixture_first(&store, &a);
+    replaced = *a.system;
+    replaced.boottime = fake_boottime;
+    now_ns = 1000000000;
+    a.system = &replaced;
+    join(&b);
+    join(&c);
+}
+
+static void close_store(void) {
+    for (mp_member *m = &a; m; m = m == &a ? &b : m == &b ? &c : NULL) mp_drop_all(m);
+    fixture_check(&a);
+    mp_release_slot(&b);
+    mp_release_slot(&c);
+    CHECK_EQ(a.header->pool_entries.used, 1);
+    CHECK_EQ(a.header->queue_first, 0);
+    fixture_leave(&b);
+    fixture_leave(&c);
+    fixture_unmap(&a);
+    fixture_close(&store);
+}
+
+static mp_code put(mp_member *m, uint64_t size, object *o) {
+    uint64_t offset;
+    mp_code code;
+    while ((code = mp_draft(m, size, &o->entry, &o->birth, &offset)) == MP_NO_ROOM)
+        if (mp_queue_lacking(m, size) != 0 || mp_grow(m, size) != MP_OK) return MP_NO_ROOM;
+    CHECK_EQ(code, MP_OK);
+    CHECK_EQ(mp_seal(m, o->entry, o->birth), MP_OK);
+    return MP_OK;
+}
+
+static bool fits(mp_member *m, uint64_t size) {
+    object o;
+    if (put(m, size, &o) != MP_OK) return false;
+    CHECK_EQ(mp_drop(m, o.entry, -1), MP_OK);
+    return true;
+}
+
+/* Values of 1 MiB by a, until so many bytes are left. */
+static void fill(uint64_t left) {
+    for (count = 0; count < (LIMIT - left) / MIB; count++) CHECK_EQ(put(&a, MIB, &objects[count]), MP_OK);
+}
+
+static void release(uint32_t i) { CHECK_EQ(mp_drop(&a, objects[i].entry, -1), MP_OK); }
+
+static void wait_for(mp_member *m, uint64_t bytes) {
+    CHECK_EQ(mp_queue_enter(m, bytes), MP_OK);
+    CHECK_EQ(mp_queue_renew(m), MP_OK);
+}
+
+/* --- tests --- */
+
+static void what_comes_free_is_for_the_first(void) {
+    open_store();
+    fill(0);
+    wait_for(&b, 2 * MIB);
+    wait_for(&c, MIB);
+    release(0);
+    CHECK(!fits(&c, MIB)); /* later */
+    CHECK(!fits(&a, MIB)); /* does not wait at all */
+    CHECK(!fits(&a, 100)); /* wants a block for its slab */
+    CHECK_EQ(mp_queue_lacking(&c, MIB), MIB);
+    release(1);
+    CHECK(!fits(&c, MIB));
+    CHECK(fits(&b, 2 * MIB));
+    mp_queue_leave(&b, 2 * MIB);
+    CHECK(fits(&c, MIB));
+    mp_queue_leave(&c, MIB);
+    close_store();
+}
+
+/* Memory that was free before is for anybody. */
+static void what_fits_beside_it_just_goes(void) {
+    open_store();
+    fill(3 * MIB);
+    wait_for(&b, 4 * MIB);
+    CHECK(fits(&a, 2 * MIB)); /* and is dropped at once: that came free */
+    CHECK(!fits(&a, 2 * MIB));
+    CHECK(fits(&a, MIB));
+    CHECK(!fits(&a, MIB));
+    release(count - 1); /* beside what is free */
+    CHECK(!fits(&a, MIB));
+    CHECK(fits(&b, 4 * MIB));
+    mp_queue_leave(&b, 4 * MIB);
+    close_store();
+}
+
+static void no_more_is_put_by_than_is_needed(void) {
+    open_store();
+    fill(0);
+    wait_for(&b, MIB);
+    for (uint32_t i = 0; i < 3; i++) release(i);
+    CHECK(!fits(&c, 3 * MIB));
+    CHECK(fits(&c, 2 * MIB));
+    mp_queue_leave(&b, MIB);
+    CHECK(fits(&c, 3 * MIB));
+    close_store();
+}
+
+static void the_stopped_bind_nobody(void) {
+    open_store();
+    fill(0);
+    wait_for(&b, MIB);
+    wait_for(&c, MIB);
+    release(0);
+    CHECK(!fits(&c, MIB));
+    now_ns += 251000000;
+    CHECK(fits(&c, MIB)); /* b has not renewed */
+    CHECK_EQ(mp_queue_renew(&c), MP_OK);
+    CHECK_EQ(a.header->queue_first, c.slot + 1);
+    CHECK_EQ(mp_queue_renew(&b), MP_OK); /* back, and first again */
+    CHECK_EQ(a.header->queue_first, b.slot + 1);
+    CHECK(!fits(&c, MIB));
+    mp_queue_leave(&b, MIB);
+    mp_queue_leave(&c, MIB);
+    close_store();
+}
+
+static void the_dead_are_voided(void) {
+    uint64_t word;
+    open_store();
+    fill(0);
+    wait_for(&b, MIB);
+    wait_for(&c, MIB);
+    release(0);
+    CHECK(!fits(&c, MIB));
+    fixture_die(&b);
+    CHECK(mp_slot_dead(&a, b.slot, &word));
+    CHECK_EQ(mp_reap(&a, b.slot, word), MP_OK);
+    CHECK_EQ(a.slots[b.slot].ticket, 0);
+    CHECK_EQ(a.header->queue_first, c.slot + 1);
+    CHECK(fits(&c, MIB));
+    mp_queue_leave(&c, MIB);
+    CHECK_EQ(mp_queue_enter(&b, 1), MP_CLOSED); /* it was given up for dead */
+    mp_queue_leave(&b, MIB);
+    close_store();
+}
+
+static void threads_share_a_ticket(void) {
+    open_store();
+    fill(0);
+    wait_for(&b, MIB);
+    uint64_t ticket = a.slots[b.slot].ticket;
+    wait_for(&c, MIB);
+    wait_for(&b, 2 * MIB);
+    CHECK_EQ(a.slots[b.slot].ticket, ticket);
+    CHECK_EQ(a.slots[b.slot].room_needed, 3 * MIB);
+    mp_queue_leave(&b, MIB);
+    CHECK_EQ(a.slots[b.slot].ticket, ticket);
+    mp_queue_leave(&b, 2 * MIB);
+    CHECK_EQ(a.slots[b.slot].ticket, 0);
+    CHECK_EQ(a.header->queue_first, c.slot + 1);
+    mp_queue_leave(&c, MIB);
+    close_store();
+}
+
+static void freeing_wakes_once(void) {
+    open_store();
+    fill(0);
+    wait_for(&b, 2 * MIB);
+    uint32_t seen = mp_event(&b);
+    release(0);
+    CHECK_EQ(mp_event(&b), seen + 1);
+    release(1);
+    CHECK_EQ(mp_event(&b), seen + 1); /* b has not looked yet */
+    mp_queue_leave(&b, 2 * MIB);
+    close_store();
+}
+
+static void a_rebuild_keeps_the_order(void) {
+    open_store();
+    wait_for(&c, MIB);
+    wait_for(&b, MIB);
+    a.header->queue_first = 0;
+    a.header->next_ticket = 1;
+    CHECK_EQ(mp_lock(&a, -1), MP_OK);
+    CHECK_EQ(mp_rebuild(&a), MP_OK);
+    mp_unlock(&a);
+    CHECK_EQ(a.header->queue_first, c.slot + 1);
+    CHECK_EQ(a.header->next_ticket, a.slots[b.slot].ticket + 1);
+    mp_queue_leave(&c, MIB);
+    mp_queue_leave(&b, MIB);
+    close_store();
+}
+
+int main(int argc, char **argv) {
+    check_arguments(argc, argv);
+    RUN(what_comes_free_is_for_the_first);
+    RUN(what_fits_beside_it_just_goes);
+    RUN(no_more_is_put_by_than_is_needed);
+    RUN(the_stopped_bind_nobody);
+    RUN(the_dead_are_voided);
+    RUN(threads_share_a_ticket);
+    RUN(freeing_wakes_once);
+    RUN(a_rebuild_keeps_the_order);
+    return 0;
+}
