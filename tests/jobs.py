@@ -83,6 +83,14 @@ def threads() -> list[str]:
     return [thread.name for thread in threading.enumerate()]
 
 
+def die_while_joblib_sends(n: int) -> Array:
+    """As above, in a worker of joblib."""
+    from joblib.externals.loky.process_executor import _ResultItem
+
+    _ResultItem.__reduce__ = kill_oneself
+    return np.ones(n)
+
+
 class Unloadable:
     """Pickles, and fails when it is loaded."""
 
@@ -120,3 +128,15 @@ def register_and_put(own: Any) -> Any:
 
 def describe_tile(tile: Tile) -> tuple[str, bool]:
     return tile.made_by, tile.data.flags.writeable
+
+
+def writable(array: Any) -> tuple[bool, str, float]:
+    """(can be written to, type, sum) of an array."""
+    return array.flags.writeable, type(array).__name__, float(array.sum())
+
+
+def sums_in_threads(arrays: list[Array]) -> list[float]:
+    """A Parallel inside a call of another."""
+    import joblib
+
+    return joblib.Parallel(n_jobs=2)(joblib.delayed(np.sum)(array) for array in arrays)  # type: ignore[no-any-return]

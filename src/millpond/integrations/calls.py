@@ -79,8 +79,13 @@ class Lease:
 
     def __init__(self, store: Store, private: bool) -> None:
         self.family = secrets.randbits(47) + 1
+        self.store = store
         _leases[self.family] = self
         weakref.finalize(self, _end_lease, store, self.family, private, os.getpid())
+
+    def withdraw(self) -> None:
+        """Gives up the results that are still on their way: nobody waits for them."""
+        _withdraw(self.store, self.family)
 
 
 _leases: weakref.WeakValueDictionary[int, Lease] = weakref.WeakValueDictionary()
@@ -92,6 +97,10 @@ def _end_lease(store: Store, family: int, private: bool, pid: int) -> None:
     if private:
         store.close()
         return
+    _withdraw(store, family)
+
+
+def _withdraw(store: Store, family: int) -> None:
     with suppress(StoreClosedError):
         store._token_withdraw(family)
         store._tidy()  # workers that were killed hold nothing any more
@@ -102,9 +111,7 @@ class Call:
 
     __slots__ = ("_dumps", "_lease", "_refs", "_share_above", "_store", "_task")
 
-    def __init__(
-        self, lease: Lease | None, store: Store, share_above: int, dumps: Dumps, task: tuple[Any, ...]
-    ) -> None:
+    def __init__(self, lease: Lease | None, store: Store, share_above: int, dumps: Dumps, task: Any) -> None:
         self._dumps = dumps
         self._lease = lease
         self._store = store
@@ -162,7 +169,7 @@ class Task:
         self._inline = inline
         self._hand_offs = hand_offs
 
-    def load(self) -> tuple[tuple[Any, ...], list[ObjectRef]]:
+    def load(self) -> tuple[Any, list[ObjectRef]]:
         """What was submitted, and the refs that hold it: to be dropped with it when the call is done."""
         refs = [load_ref(data) for data in self._hand_offs]
         return _unpack(self._inline, refs), refs
@@ -171,12 +178,12 @@ class Task:
 class Outcome:
     """A result on its way back."""
 
-    __slots__ = ("_family", "_inline", "_refs")
+    __slots__ = ("_family", "_hand_offs", "_inline")
 
     def __init__(self, result: Any, store: Store, family: int, share_above: int, dumps: Dumps) -> None:
         self._family = family
-        self._inline, self._refs = _pack(result, store, share_above, dumps)
+        self._inline, refs = _pack(result, store, share_above, dumps)
+        self._hand_offs = [ref._store._hand_off(ref, 1, family=family) for ref in refs]
 
     def __reduce__(self) -> Any:
-        hand_offs = [ref._store._hand_off(ref, 1, family=self._family) for ref in self._refs]
-        return _receive, (self._family, self._inline, hand_offs)
+        return _receive, (self._family, self._inline, self._hand_offs)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import copyreg
 import pickle
-from collections import ChainMap
 from typing import Any
 
 import numpy as np
+
+from millpond.store import reducers
 
 __all__ = ["buffer_bytes"]
 
@@ -22,7 +23,7 @@ def buffer_bytes(value: object) -> int:
     """Bytes of a value that its readers would share; 0 if it is mostly something else, or not picklable."""
     scale = _Scale()
     pickler: Any = pickle.Pickler(scale, 5, buffer_callback=scale.add)
-    pickler.dispatch_table = ChainMap({np.ndarray: scale.add_array}, copyreg.dispatch_table)
+    pickler.dispatch_table = reducers.over({**copyreg.dispatch_table, np.ndarray: scale.add_array})
     try:
         pickler.dump(value)
     except Exception:  # also whatever the classes of a value raise
