@@ -16,9 +16,10 @@ from xxhash import xxh3_64_intdigest
 import millpond
 from millpond.errors import StoreClosedError
 from millpond.hot import Batch, Code, ObjectRef
-from millpond.spill.codec import CODECS, decode, encode
+from millpond.spill.codec import CODECS
 from millpond.spill.directory import Directories
 from millpond.spill.disk import aligned_buffer
+from millpond.spill.frames import decode, encode
 from millpond.spill.reader import SpillReader
 from millpond.spill.record import HEADER_BYTES, PAGE, PAGED_MIN, RecordHeader, record_length
 from millpond.spill.sweep import sweep_dead

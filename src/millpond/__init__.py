@@ -15,6 +15,7 @@ from millpond.errors import (
     StoreFullError,
 )
 from millpond.hot import Draft, ObjectRef, weak_pickling
+from millpond.spill.codec import Codec, register_codec
 from millpond.store.culprit import Failure
 from millpond.store.explain import Explanation, Part
 from millpond.store.info import Holders, ObjectInfo, Stats
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AttachError",
+    "Codec",
     "Draft",
     "Explanation",
     "Failure",
@@ -51,6 +53,7 @@ __all__ = [
     "connect",
     "inspect_serializability",
     "load_ref",
+    "register_codec",
     "register_reducer",
     "weak_pickling",
 ]

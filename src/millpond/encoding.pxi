@@ -265,6 +265,23 @@ cdef object damaged(uint64_t size):
     )
 
 
+def item_bytes(value):
+    """Bytes of one item of a stored array, 8 for a pickle with buffers, which are arrays as a rule, 1 else.
+
+    `value`: the stored bytes, from the first on, at least a head. Whatever they are, the answer is 1 to 255.
+    """
+    cdef Py_buffer b
+    cdef Head head
+    memset(&head, 0, HEAD)
+    PyObject_GetBuffer(value, &b, PyBUF_SIMPLE)
+    if b.len >= HEAD:
+        memcpy(&head, b.buf, HEAD)
+    PyBuffer_Release(&b)
+    if head.kind == KIND_ARRAY and (head.typenum <= 16 or head.typenum == 23):
+        return PyArray_DescrFromType(head.typenum).itemsize
+    return 8 if head.kind == KIND_PICKLE and head.buffers else 1
+
+
 cdef object build(object owner, const uint8_t *p, uint64_t size, int copy):
     """The value over `size` bytes at p, which `owner` keeps in place (a buffer exporter of them)."""
     cdef Head head

@@ -60,7 +60,7 @@ def register(commands: Commands) -> None:
     configure.add_argument(
         "--overflow-limit", help='bytes of private copies for reads that find no room, or "default"'
     )
-    configure.add_argument("--compression", help='"none" or "lz4", for what is spilled from now on')
+    configure.add_argument("--compression", help='"none", "lz4" or "auto", for what is spilled from now on')
     configure.add_argument("--eviction", choices=NAMES, help="who goes when memory is short")
     configure.set_defaults(run=run_configure)
 

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 
 from xxhash import xxh3_64_intdigest
 
-from millpond.spill.codec import Codec, encode
+from millpond.spill.codec import Codec
+from millpond.spill.frames import encode
 from millpond.spill.group import ClaimedBatch, Group
 from millpond.spill.overlap import Overlap
 from millpond.spill.record import (
@@ -136,16 +137,19 @@ class Cleaning:
         self._settle()  # the memory of the groups is needed
         page, spare = self._group.page_pair(0)
         bounces = self._group.bounce, self._behind.bounce
+        used_up = False
 
         def fill(segment: Segment) -> RecordHeader:
-            nonlocal pieces
+            nonlocal pieces, used_up
+            if used_up:  # another directory has refused in the middle
+                pieces = encode(self._codec, value)
+            used_up = True
             chunks: Chunks
-            if header.codec == CODEC_NONE:
-                chunks, expected = slices(value, spare), padded(header.raw)
+            if pieces is None:
+                chunks, expected, number = slices(value, spare), padded(header.raw), CODEC_NONE
             else:
-                chunks, expected = repack(pieces or encode(self._codec, value) or (), bounces), 0
-                pieces = None  # used up: should this directory refuse, the next one gets new ones
-            return self._segments.write_own(segment, header, chunks, expected, page)
+                chunks, expected, number = repack(pieces, bounces), 0, self._codec.number
+            return self._segments.write_own(segment, header._replace(codec=number), chunks, expected, page)
 
         segment, written = self._segments.own(PAGE + padded(header.raw), fill)
         try:

@@ -1,60 +1,78 @@
-"""Codecs: how a value's bytes are made shorter for the disk, in frames of 1 MiB.
+"""Codecs: what makes a frame of a value shorter for the disk, and back; those of users among them.
 
-Format of a compressed payload: frames, one for each MiB of the value (the last one may be shorter),
-each a u32 (stored length; top bit: stored as it is, because compressing it did not pay) and then the
-stored bytes. A codec only ever sees single frames, so values of any size stream through a few MiB.
-Invariants: a frame never grows; lengths read from disk are checked before they are used; whatever
-the stored bytes are, decoding ends in the exact number of bytes or in a CodecError.
-Not here: records and checksums (`record`, `reader`), whether to compress (the store's options).
+Numbers stand in records and in the store's table. 0 is none, 1 lz4, 2 lz4 over shuffled bytes, from
+USER_MIN on those that programs register; AUTO is none of a record: it chooses one.
+Invariants: a number means the same codec in every member, or is unknown there; what a codec of a user
+raises, returns or leaves undone never harms another object.
+Not here: how a value is cut into frames (`frames`), when compressing pays (`auto`).
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator
-from itertools import chain, islice
-from typing import Final, Protocol
+import logging
+from collections.abc import Callable
+from typing import Final, Protocol, runtime_checkable
 
 import lz4.block
+import numpy as np
 
+from millpond.spill.disk import copy_bytes
 from millpond.spill.record import CODEC_NONE
 
-FRAME: Final = 1 << 20
-FRAME_HEAD: Final = 4
-_RAW: Final = 1 << 31
-_LENGTH: Final = struct.Struct("<I")
+USER_MIN: Final = 128
+USER_MAX: Final = 255
+AUTO: Final = 256
+"""In the store's table: each value is stored by the codec that `auto` chooses for it."""
 
-JUDGED_FRAMES: Final = 2
-"""How many frames are compressed before it is decided whether a value is worth compressing."""
-WORTH: Final = 0.9
-"""A value whose first frames do not shrink to this share of themselves is stored as it is."""
-WORTH_MIN: Final = 512
-"""Shorter values save nothing: records are a multiple of 64 bytes."""
+log = logging.getLogger("millpond")
 
 
 class CodecError(ValueError):
     """Stored bytes that no value can be decoded from. Never leaves `millpond.spill`."""
 
 
-class Codec(Protocol):
-    """A way to compress one frame, which is at most 1 MiB long."""
+class CodecFailure(Exception):
+    """A user's codec that cannot do its work, on bytes that may be right. Never leaves `millpond.spill`."""
 
-    name: str
-    number: int
-    """Stands in every record that the codec wrote: 1 to 255, and for ever the same."""
+
+@runtime_checkable
+class Codec(Protocol):
+    """A way to compress one frame, which is at most 1 MiB of a value. Both methods are called from
+    several threads at once.
+
+    Pass an instance as `compression`; every other member that reads or writes such objects calls
+    `millpond.register_codec` with one of its own first.
+    """
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    @property
+    def number(self) -> int:
+        """Stands in every record that the codec wrote: 128 to 255, and for ever the same."""
 
     def compress(self, frame: memoryview) -> bytes | None:
         """The frame compressed; None when that would not make it shorter."""
 
     def decompress_into(self, stored: memoryview, frame: memoryview) -> None:
-        """Fills `frame` from what `compress` gave. Raises CodecError unless it fits exactly."""
+        """Fills all of `frame`, which is as long as the one that was compressed, from what `compress` gave.
+        May raise anything when the bytes are not right."""
+
+
+class Chooser:
+    """A codec that stands for others: one is chosen for each value."""
+
+    def for_value(self, value: memoryview) -> Codec | None:
+        """What compresses `value`; None: nothing should. Has the chooser's number."""
+        raise NotImplementedError
 
 
 class NoCodec:
     """Stores values as they are, so that they can be read without a copy, or mapped."""
 
-    name = "none"
-    number = CODEC_NONE
+    name: Final = "none"
+    number: Final = CODEC_NONE
 
     def compress(self, frame: memoryview) -> bytes | None:
         """None: nothing is ever compressed."""
@@ -66,10 +84,10 @@ class NoCodec:
 
 
 class Lz4:
-    """LZ4 blocks: 0.5 to 1 GB/s in, several GB/s out. Both let other threads run."""
+    """LZ4 blocks: 0.5 to 1 GB/s in, several GB/s out, on one processor. Both let other threads run."""
 
-    name = "lz4"
-    number = 1
+    name: Final = "lz4"
+    number: Final = 1
 
     def compress(self, frame: memoryview) -> bytes | None:
         """The frame as one LZ4 block; None when that would not make it shorter."""
@@ -78,62 +96,149 @@ class Lz4:
 
     def decompress_into(self, stored: memoryview, frame: memoryview) -> None:
         """Fills `frame` from one LZ4 block. Raises CodecError unless it fits exactly."""
-        try:
-            raw = lz4.block.decompress(stored, uncompressed_size=len(frame))
-        except (lz4.block.LZ4BlockError, ValueError) as error:
-            raise CodecError(f"a frame is not an LZ4 block: {error}") from None
-        if len(raw) != len(frame):
-            raise CodecError(f"a frame holds {len(raw)} bytes instead of {len(frame)}")
-        frame[:] = raw
+        copy_bytes(frame, memoryview(_block(stored, len(frame))))
+
+
+class ShuffledLz4:
+    """LZ4 over the first bytes of all items, then the second bytes, and so on: numbers that are near each
+    other share their high bytes. (The byte shuffle of HDF5 and Blosc.)
+
+    A stored frame is a u8, the bytes of an item, and an LZ4 block; what is left behind the last whole
+    item follows the planes as it is.
+    """
+
+    name: Final = "lz4+shuffle"
+    number: Final = 2
+
+    def __init__(self, item_bytes: int = 1) -> None:
+        """For values that consist of items of so many bytes, 1 to 255. Decoding takes any."""
+        self._item_bytes = item_bytes
+
+    def compress(self, frame: memoryview) -> bytes | None:
+        """The frame, shuffled and compressed; None when that would not make it shorter."""
+        shuffled = frame if self._item_bytes == 1 else _shuffled(frame, self._item_bytes)
+        stored: bytes = lz4.block.compress(shuffled, store_size=False)
+        return bytes([self._item_bytes]) + stored if len(stored) + 1 < len(frame) else None
+
+    def decompress_into(self, stored: memoryview, frame: memoryview) -> None:
+        """Fills `frame` from what `compress` gave. Raises CodecError unless it fits exactly."""
+        if len(stored) == 0 or stored[0] == 0:
+            raise CodecError("a shuffled frame lacks the length of its items")
+        raw, item_bytes = _block(stored[1:], len(frame)), stored[0]
+        if item_bytes == 1:
+            copy_bytes(frame, memoryview(raw))
+        else:
+            _unshuffle(raw, item_bytes, frame)
+
+
+def _block(stored: memoryview, nbytes: int) -> bytes:
+    try:
+        raw: bytes = lz4.block.decompress(stored, uncompressed_size=nbytes)
+    except (lz4.block.LZ4BlockError, ValueError) as error:
+        raise CodecError(f"a frame is not an LZ4 block: {error}") from None
+    if len(raw) != nbytes:
+        raise CodecError(f"a frame holds {len(raw)} bytes instead of {nbytes}")
+    return raw
+
+
+def _shuffled(frame: memoryview, item_bytes: int) -> memoryview:
+    source, whole = np.frombuffer(frame, np.uint8), len(frame) // item_bytes * item_bytes
+    target = np.empty(len(frame), np.uint8)
+    planes = target[:whole].reshape(item_bytes, -1)
+    np.copyto(planes, source[:whole].reshape(-1, item_bytes).T)
+    target[whole:] = source[whole:]
+    return target.data
+
+
+def _unshuffle(raw: bytes, item_bytes: int, frame: memoryview) -> None:
+    source, whole = np.frombuffer(raw, np.uint8), len(frame) // item_bytes * item_bytes
+    target = np.frombuffer(frame, np.uint8)
+    items = target[:whole].reshape(-1, item_bytes)
+    for plane in range(item_bytes):  # three times as fast as one copy of the transposed array
+        items[:, plane] = source[plane * len(items) : (plane + 1) * len(items)]
+    target[whole:] = source[whole:]
 
 
 NONE: Final[Codec] = NoCodec()
-CODECS: Final[dict[str, Codec]] = {codec.name: codec for codec in (NONE, Lz4())}
+CODECS: Final[dict[str, Codec]] = {codec.name: codec for codec in (NONE, Lz4(), ShuffledLz4())}
+_by_number: dict[int, Codec] = {codec.number: codec for codec in CODECS.values()}
+_complained: set[int] = set()
 
 
-def encode(codec: Codec, value: memoryview) -> Iterator[bytes | memoryview] | None:
-    """The pieces of the compressed payload, in order; None when compressing `value` does not pay.
+def register_codec(codec: Codec) -> None:
+    """Makes a codec of your own known to this process, so that it can read what the codec has written and
+    write with it. `Store(compression=codec)` does so by itself; other members need the call.
 
-    That is judged on the first frames. Pieces are made as they are asked for and may be parts of
-    `value`, which must stay as it is until then.
+    Its number is 128 to 255 and its name is not that of another codec. Registering again replaces an
+    instance by another of the same name. Raises TypeError, ValueError.
     """
-    if codec.number == CODEC_NONE or len(value) < WORTH_MIN:
-        return None
-    frames = (_encode_frame(codec, value[at : at + FRAME]) for at in range(0, len(value), FRAME))
-    first = list(islice(frames, JUDGED_FRAMES))
-    stored = sum(FRAME_HEAD + len(body) for _, body in first)
-    if stored > WORTH * min(len(value), JUDGED_FRAMES * FRAME):
-        return None
-    return chain.from_iterable(chain(first, frames))
+    if not isinstance(codec, Codec):
+        raise TypeError(f"{codec!r} is no codec: it lacks name, number, compress or decompress_into")
+    name, number = codec.name, codec.number
+    if not isinstance(name, str) or not isinstance(number, int) or not USER_MIN <= number <= USER_MAX:
+        raise ValueError(f"codec {name!r} has number {number!r}: a string and {USER_MIN} to {USER_MAX}")
+    known = _by_number.get(number)
+    if known is not None and known.name != name:
+        raise ValueError(f"number {number} of codec {name!r} is taken by {known.name!r}")
+    if name == "auto" or any(other.name == name and other.number != number for other in _by_number.values()):
+        raise ValueError(f"the name {name!r} belongs to another codec")
+    _by_number[number] = codec
 
 
-def _encode_frame(codec: Codec, frame: memoryview) -> tuple[bytes, bytes | memoryview]:
-    stored = codec.compress(frame)
-    if stored is None:
-        return _LENGTH.pack(len(frame) | _RAW), frame
-    return _LENGTH.pack(len(stored)), stored
+def known_codec(number: int) -> Codec | None:
+    """The codec that a record's number means in this process; None: it is not known here."""
+    return _by_number.get(number)
 
 
-def decode(codec: Codec, window: memoryview, target: memoryview, done: int) -> tuple[int, int]:
-    """Decodes the whole frames at the start of `window` to where `target` is filled up to, `done`.
+def number_of(compression: str | Codec) -> int:
+    """What stands for `compression`, as `Store` takes it, in the store's table. Registers a codec.
 
-    Returns how many bytes of `window` were used, and how far `target` is filled now. A frame that
-    `window` holds only in part is left for the next call. Raises CodecError when the frames cannot be
-    those of a value as long as `target`.
+    Raises TypeError, ValueError.
     """
-    at = 0
-    while done < len(target) and len(window) - at >= FRAME_HEAD:
-        (word,) = _LENGTH.unpack_from(window, at)
-        stored, raw = word & ~_RAW, min(FRAME, len(target) - done)
-        if stored > raw or (word & _RAW and stored != raw):
-            raise CodecError(f"a frame of {raw} bytes claims {stored} stored bytes")
-        if len(window) - at - FRAME_HEAD < stored:
-            break
-        body = window[at + FRAME_HEAD : at + FRAME_HEAD + stored]
-        if word & _RAW:
-            target[done : done + raw] = body
-        else:
-            codec.decompress_into(body, target[done : done + raw])
-        at += FRAME_HEAD + stored
-        done += raw
-    return at, done
+    if not isinstance(compression, str):
+        register_codec(compression)
+        return compression.number
+    if compression == "auto":
+        return AUTO
+    names = {codec.name: codec.number for codec in _by_number.values() if codec.number != ShuffledLz4.number}
+    if compression not in names:
+        raise ValueError(
+            f"compression is {compression!r}; choose one of {', '.join(names)}, auto, or a Codec"
+        )
+    return names[compression]
+
+
+def for_value(codec: Codec, value: memoryview) -> Codec | None:
+    """The codec itself, or what it has chosen for `value`; None: the value is stored as it is."""
+    return codec.for_value(value) if isinstance(codec, Chooser) else codec
+
+
+def compress(codec: Codec, frame: memoryview) -> bytes | None:
+    """`codec.compress`; None as well when a user's codec fails, which is said once, or makes it longer."""
+    if codec.number < USER_MIN:
+        return codec.compress(frame)
+    stored = _guarded(codec, lambda: codec.compress(frame))
+    if not isinstance(stored, bytes) or len(stored) >= len(frame):
+        return None
+    return stored
+
+
+def _guarded(codec: Codec, call: Callable[[], bytes | None]) -> bytes | None:
+    try:
+        return call()
+    except Exception:
+        if codec.number not in _complained:
+            _complained.add(codec.number)
+            log.exception("codec %r cannot compress: what it fails on is stored as it is", codec.name)
+        return None
+
+
+def decompress_into(codec: Codec, stored: memoryview, frame: memoryview) -> None:
+    """`codec.decompress_into`. Raises CodecError, or CodecFailure for what a user's codec raises."""
+    if codec.number < USER_MIN:
+        codec.decompress_into(stored, frame)
+        return
+    try:
+        codec.decompress_into(stored, frame)
+    except Exception as error:
+        raise CodecFailure(f"codec {codec.name!r} ({codec.number}) failed: {error}") from error

@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import mmap
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Final, NamedTuple, TypeVar
@@ -20,9 +20,10 @@ from typing import Final, NamedTuple, TypeVar
 from xxhash import xxh3_64, xxh3_64_intdigest
 
 from millpond.errors import ObjectLostError, SpillError
-from millpond.spill.codec import CODECS, FRAME, FRAME_HEAD, Codec, CodecError, decode
+from millpond.spill.codec import Codec, CodecError, CodecFailure, known_codec
 from millpond.spill.directory import Directories
 from millpond.spill.disk import CALL_BYTES, BufferPool, aligned_buffer, copy_bytes, opened, read_all
+from millpond.spill.frames import FRAME, FRAME_HEAD, decode, decode_frames, find_frames
 from millpond.spill.overlap import Overlap
 from millpond.spill.record import (
     CODEC_NONE,
@@ -83,15 +84,12 @@ class _Wanted(NamedTuple):
 class SpillReader:
     """Restores objects of one store into memory of this process. Safe for many threads at once."""
 
-    def __init__(
-        self, table: SegmentTable, directories: Directories, codecs: Iterable[Codec] = CODECS.values()
-    ) -> None:
-        """`codecs` are those that records may have been written with."""
+    def __init__(self, table: SegmentTable, directories: Directories) -> None:
+        """Opens nothing yet."""
         self._table = table
         self._uuid = table.uuid
         self._directories = directories
         self._system = directories.system
-        self._codecs = {codec.number: codec for codec in codecs}
         self._buffered: set[int] = set()  # directories that refuse to be read past the page cache
         self._windows = BufferPool(WINDOW, keep=4)
         self._pages = BufferPool(PAGE, keep=128)
@@ -210,7 +208,7 @@ class SpillReader:
             wanted.check_payload(xxh3_64_intdigest(stored))
             if decode(codec, stored, target[:size], 0) != (len(stored), size):
                 return False
-        except (RecordError, CodecError):
+        except (RecordError, CodecError, CodecFailure):
             return False
         target[size:] = bytes(len(target) - size)
         return True
@@ -253,21 +251,56 @@ class SpillReader:
                 wanted.check_payload(xxh3_64_intdigest(view))
                 copy_bytes(target, view)
                 return
-            codec, digest, done = self._codec(wanted), xxh3_64(), 0
+            codec, digest = self._codec(wanted), xxh3_64()
             at = place.offset + start
-            end = at + header.stored
+            try:
+                self._decode(fd, codec, view, (at, at + header.stored), digest, target, window, step)
+            except CodecFailure:
+                self._digest_rest(fd, (at, at + header.stored), digest, window)
+                wanted.check_payload(digest.intdigest())
+                raise  # the bytes are right: it is the codec's fault
+        wanted.check_payload(digest.intdigest())
+
+    def _decode(
+        self,
+        fd: int,
+        codec: Codec,
+        view: memoryview,
+        span: tuple[int, int],
+        digest: xxh3_64,
+        target: memoryview,
+        window: memoryview,
+        step: Step | None,
+    ) -> None:
+        """Fills `target` from the frames in bytes `span` of the file, of which `view`, a part of `window`,
+        has the first. The next window is read while the frames of this one are decoded."""
+        at, end = span
+        done = 0
+        with self._windows.borrow() as spare, Overlap[memoryview]() as ahead:
             while True:
-                used, filled = decode(codec, view, target, done)
-                if used == 0:
+                frames = find_frames(view, target, done)
+                if frames.used == 0:
                     raise CodecError(f"the frames end after {done} of {len(target)} bytes")
-                digest.update(view[:used])
-                at, done = at + used, filled
+                at, done = at + frames.used, frames.done
+                if done < len(target):
+                    ahead.start(partial(self._window, fd, at, end, spare))
+                digest.update(view[: frames.used])
+                decode_frames(codec, frames)
                 if step is not None:
                     step()
                 if done == len(target):
-                    break
-                view = self._window(fd, at, end, window)
-        wanted.check_payload(digest.intdigest())
+                    return
+                view = ahead.finish() or view[:0]
+                window, spare = spare, window
+
+    def _digest_rest(self, fd: int, span: tuple[int, int], digest: xxh3_64, window: memoryview) -> None:
+        """`digest` over bytes `span` of the file, from the start."""
+        digest.reset()
+        at, end = span
+        while at < end:
+            view = self._window(fd, at, end, window)
+            digest.update(view)
+            at += len(view)
 
     def _window(self, fd: int, start: int, stop: int, window: memoryview) -> memoryview:
         """Bytes [start, stop) of the file, or as many of the first of them as `window` can hold."""
@@ -290,6 +323,8 @@ class SpillReader:
                 return self._read_once(path, directory, direct, read)
             except (RecordError, CodecError):  # perhaps damaged only on its way here
                 return self._read_once(path, directory, direct, read)
+        except CodecFailure as error:
+            raise SpillError(errno.ENOTSUP, f"{error}. The object stays on disk", path) from error
         except (RecordError, CodecError, _Short) as error:
             raise _lost(wanted, path, str(error)) from error
         except OSError as error:
@@ -301,9 +336,14 @@ class SpillReader:
 
     def _codec(self, wanted: _Wanted) -> Codec:
         number = wanted.place.codec
-        if number not in self._codecs:
-            raise SpillError(errno.EINVAL, f"the codec with number {number} is not known here")
-        return self._codecs[number]
+        codec = known_codec(number)
+        if codec is None:
+            raise SpillError(
+                errno.ENOTSUP,
+                f"the object was compressed by the codec with number {number}, which this process does not "
+                "know: call millpond.register_codec with it. The object stays on disk",
+            )
+        return codec
 
     def _file(self, segment: int) -> tuple[str, int]:
         """Path and directory of a segment's file."""

@@ -10,6 +10,7 @@ Not here: what is written (`writer`), which directories there are (`directory`).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Final, Protocol, TypeVar
 from xxhash import xxh3_64
 
 from millpond.errors import SpillError
+from millpond.spill.auto import DiskSpeed
 from millpond.spill.directory import Directories
 from millpond.spill.disk import CALL_BYTES, copy_bytes, open_new, write_all
 from millpond.spill.group import whole_pages
@@ -79,6 +81,7 @@ class Segments:
     def __init__(self, table: SegmentTable, directories: Directories) -> None:
         """Opens nothing yet."""
         self.directories = directories
+        self.speed = DiskSpeed()
         self._table = table
         self._system = directories.system
         self._current: Segment | None = None
@@ -165,12 +168,15 @@ class Segments:
 
     def write(self, segment: Segment, buffers: Sequence[memoryview], offset: int) -> None:
         """Writes whole pages at `offset`, which was reserved. Raises OSError."""
-        write_all(self._system, segment.fd, buffers, offset)
+        start = time.perf_counter()
+        self.speed.note(write_all(self._system, segment.fd, buffers, offset), time.perf_counter() - start)
 
     def settle(self, segment: Segment) -> None:
         """Makes sure that what was written is on the disk. Raises OSError."""
         if not segment.direct:
+            start = time.perf_counter()
             self._system.fdatasync(segment.fd)
+            self.speed.note(0, time.perf_counter() - start)
 
     def write_own(
         self, segment: Segment, header: RecordHeader, chunks: Chunks, expected: int, page: memoryview

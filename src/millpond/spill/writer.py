@@ -21,8 +21,9 @@ from threading import RLock
 from xxhash import xxh3_64_intdigest
 
 from millpond.errors import SpillError
+from millpond.spill.auto import Auto
 from millpond.spill.cleaning import Cleaning
-from millpond.spill.codec import NONE, Codec
+from millpond.spill.codec import AUTO, NONE, Codec, known_codec
 from millpond.spill.directory import Directories
 from millpond.spill.group import ClaimedBatch, Group
 from millpond.spill.record import (
@@ -61,10 +62,16 @@ class SpillWriter:
         self.codec = codec
         self._uuid = table.uuid
         self._segments = Segments(table, directories)
+        self._auto = Auto(self._segments.speed)
         self._lock = RLock()
         self._writing = self._leaving = False
         self._groups: tuple[Group, Group] | None = None
         _writers.add(self)
+
+    def use_codec(self, number: int) -> None:
+        """What is written from now on is compressed as the table's number says. One that this process does
+        not know (`register_codec`) is as good as none."""
+        self.codec = self._auto if number == AUTO else known_codec(number) or NONE
 
     def clean(self, batch: ClaimedBatch, evict: bool) -> SpillReport:
         """Writes every object of `batch`, records the places, and drops the memory if `evict`.

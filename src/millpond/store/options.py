@@ -16,7 +16,7 @@ from typing import Any
 from millpond.eviction.limits import default_memory_limit, usable_memory
 from millpond.eviction.named import resolve
 from millpond.hot import NO_LIMIT
-from millpond.spill.codec import CODECS
+from millpond.spill.codec import Codec, number_of
 from millpond.spill.directory import default_base
 from millpond.units import parse_bytes
 
@@ -35,7 +35,8 @@ class Options:
     memory_limit: int
     spill_dirs: tuple[str, ...]
     spill_limit: int
-    compression: str
+    codec: int
+    """What stands for the compression in the table."""
     eviction: str | Callable[..., Any]
     handoff_timeout: float | None
     overflow_limit: int
@@ -46,7 +47,7 @@ class Options:
         memory_limit: int | str | None = None,
         spill_dir: PathLike | Sequence[PathLike] | None = None,
         spill_limit: int | str | None = None,
-        compression: str = "none",
+        compression: str | Codec = "none",
         eviction: str | Callable[..., Any] = "lru",
         handoff_timeout: float | None = 600.0,
         overflow_limit: int | str | None = None,
@@ -56,8 +57,7 @@ class Options:
         memory = default_memory_limit() if memory_limit is None else parse_bytes(memory_limit, total)
         if not MEMORY_MIN <= memory <= MEMORY_MAX:
             raise ValueError(f"memory_limit is {memory} bytes; possible are {MEMORY_MIN} (1 MiB) to 4 TiB")
-        if compression not in CODECS_BY_NAME:
-            raise ValueError(f"compression is {compression!r}; choose one of {', '.join(CODECS_BY_NAME)}")
+        codec = number_of(compression)
         resolve(eviction)
         if handoff_timeout is not None and not 0 < handoff_timeout < SECONDS_END:
             raise ValueError(f"handoff_timeout is {handoff_timeout}; pass positive seconds, or None for ever")
@@ -65,9 +65,7 @@ class Options:
         overflow = memory // OVERFLOW_SHARE if overflow_limit is None else parse_bytes(overflow_limit, total)
         if max(disk, overflow) > NO_LIMIT:
             raise ValueError(f"spill_limit or overflow_limit is {max(disk, overflow)} bytes, beyond 64 bits")
-        return cls(
-            memory, _directories(spill_dir, disk), disk, compression, eviction, handoff_timeout, overflow
-        )
+        return cls(memory, _directories(spill_dir, disk), disk, codec, eviction, handoff_timeout, overflow)
 
     def to_config(self) -> bytes:
         """What the table keeps for members that connect."""
@@ -88,7 +86,3 @@ def _directories(spill_dir: PathLike | Sequence[PathLike] | None, disk: int) -> 
 def parse_config(config: bytes) -> tuple[str, ...]:
     """The spill directories from `to_config`."""
     return tuple(json.loads(config)["spill_dirs"])
-
-
-CODECS_BY_NAME = {codec.name: codec for codec in CODECS.values()}
-CODECS_BY_NUMBER = {codec.number: codec for codec in CODECS.values()}

@@ -29,6 +29,7 @@ from millpond.errors import (
 from millpond.eviction.named import NAMES, resolve
 from millpond.hot import Code, Core, Draft, Encoded, ObjectRef, Queued, Using
 from millpond.refcount import handoff
+from millpond.spill.codec import Codec
 from millpond.spill.directory import Directories
 from millpond.spill.reader import SpillReader
 from millpond.spill.sweep import sweep_dead
@@ -37,7 +38,7 @@ from millpond.store import explain, inspection, membership, peers, serialize
 from millpond.store.explain import Explanation
 from millpond.store.info import Holders, ObjectInfo, Stats
 from millpond.store.janitor import Janitor
-from millpond.store.options import CODECS_BY_NAME, CODECS_BY_NUMBER, Options, PathLike, parse_config
+from millpond.store.options import Options, PathLike, parse_config
 from millpond.store.prefetch import Prefetch
 from millpond.store.restore import Deadline, Restore
 from millpond.store.room import Room
@@ -56,7 +57,7 @@ class Store(Core):
     spill_dir: where objects go when memory is full: a path, a list of paths, or None for a private
         directory on a disk.
     spill_limit: bytes on disk at most; None: as much as the disk has; 0: never spill.
-    compression: "none" or "lz4".
+    compression: of what goes to disk: "none", "lz4", "auto" (whatever is sooner there), or a Codec.
     eviction: "lru", "sieve", "gdsf", "mru", or a function of the candidate table that gives the order in
         which they go (in this process; the other members use "lru" then).
     name: under which other processes can connect; None: by `address` and by unpickled refs only.
@@ -72,7 +73,7 @@ class Store(Core):
         memory_limit: int | str | None = None,
         spill_dir: PathLike | Sequence[PathLike] | None = None,
         spill_limit: int | str | None = None,
-        compression: str = "none",
+        compression: str | Codec = "none",
         eviction: str | Callable[..., Any] = "lru",
         name: str | None = None,
         handoff_timeout: float | None = 600.0,
@@ -86,7 +87,7 @@ class Store(Core):
 
     def _start(self, name: str | None, options: Options) -> None:
         self._files = membership.create(self, name, options)
-        self._set_codec(CODECS_BY_NAME[options.compression].number)
+        self._set_codec(options.codec)
         self._compose(options.spill_dirs)
         self._set_eviction(options.eviction)
 
@@ -105,7 +106,8 @@ class Store(Core):
         try:
             if spill_dirs:
                 self._directories = Directories(spill_dirs, self.uuid)
-                writer = SpillWriter(self, self._directories, CODECS_BY_NUMBER[self._codec()])
+                writer = SpillWriter(self, self._directories)
+                writer.use_codec(self._codec())
                 reader = SpillReader(self, self._directories)
             self._writer = writer
             self._room = Room(self, writer)
@@ -164,7 +166,7 @@ class Store(Core):
         with Using(self):
             self._reap()
             if self._writer is not None and self._directories is not None:
-                self._writer.codec = CODECS_BY_NUMBER[self._codec()]
+                self._writer.use_codec(self._codec())
                 self._writer.roll_dead()
                 sweep_dead(self, self._directories)
 
@@ -395,7 +397,7 @@ class Store(Core):
         memory_limit: int | str | None = KEEP,
         spill_limit: int | str | None = KEEP,
         overflow_limit: int | str | None = KEEP,
-        compression: str = KEEP,
+        compression: str | Codec = KEEP,
         eviction: str | Callable[..., Any] = KEEP,
     ) -> None:
         """Changes options while the store runs; what is not named stays. Values are those of `Store`.
@@ -415,7 +417,7 @@ class Store(Core):
                 "compression": compression,
                 "eviction": eviction,
             }
-            stays = {**now, "compression": self._compression(), "eviction": "lru"}
+            stays = {**now, "compression": "none", "eviction": "lru"}
             options = Options.check(
                 **{key: stays[key] if value is KEEP else value for key, value in changes.items()},
                 spill_dir=self._files.spill or None,
@@ -423,7 +425,8 @@ class Store(Core):
             if self._writer is None and options.spill_limit:
                 raise ValueError("the store was created with spill_limit=0: it has no spill directory")
             self._set_limits(options.memory_limit, options.spill_limit, options.overflow_limit)
-            self._set_codec(CODECS_BY_NAME[options.compression].number)
+            if compression is not KEEP:
+                self._set_codec(options.codec)
             if eviction is not KEEP:
                 self._set_eviction(options.eviction)
             self._tidy()
@@ -436,9 +439,6 @@ class Store(Core):
             self._room.own_policy = None
         else:
             self._room.own_policy = resolve(eviction)
-
-    def _compression(self) -> str:
-        return CODECS_BY_NUMBER[self._codec()].name
 
     # --- spilling and inspection ---
 

@@ -43,7 +43,9 @@ def register(commands: Commands) -> None:
     parser.add_argument("--processes", type=count, default=4, help="worker processes (%(default)s)")
     parser.add_argument("--seconds", type=seconds, default=20.0, help="how long to work (%(default)s)")
     parser.add_argument("--kill", action="store_true", help="kill -9 and replace a worker every second")
-    parser.add_argument("--compression", default="none", choices=("none", "lz4"), help="codec (%(default)s)")
+    parser.add_argument(
+        "--compression", default="none", choices=("none", "lz4", "auto"), help="codec (%(default)s)"
+    )
     parser.add_argument("--seed", type=int, help="seed of sizes, contents and choices (random)")
     parser.add_argument("--start-method", default="spawn", choices=("spawn", "fork"), help="(%(default)s)")
     parser.add_argument("--spill-dir", type=Path, help="where to spill (a directory on a disk)")

@@ -46,7 +46,7 @@ dask_setup = click.Command(
         click.Option(["--store-memory-limit"], help="Shared memory of all workers of this machine together."),
         click.Option(["--store-spill-dir"], multiple=True, help="Where values go when memory is full."),
         click.Option(["--store-spill-limit"], help="Bytes on disk at most; 0: never spill."),
-        click.Option(["--store-compression"], help="none or lz4."),
+        click.Option(["--store-compression"], help="none, lz4 or auto."),
         click.Option(["--store-name"], help="The store that workers share; default: one per scheduler."),
     ],
 )

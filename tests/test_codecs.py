@@ -1,0 +1,148 @@
+"""Codecs of users, through whole stores: registered or not, right or wrong, here and in other members."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import millpond
+import workers
+from millpond.spill import codec as codec_module
+from ponds import Pond
+from test_overflow import states
+from workers import inherited
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+MIB = 1 << 20
+
+
+class Zlib:
+    """Deflate, as a user would plug it in."""
+
+    name = "zlib"
+    number = 200
+    broken = False
+
+    def compress(self, frame: memoryview) -> bytes | None:
+        return zlib.compress(frame, 1)
+
+    def decompress_into(self, stored: memoryview, frame: memoryview) -> None:
+        if Zlib.broken:
+            raise ImportError("the library is gone")
+        frame[:] = zlib.decompress(stored)
+
+
+@pytest.fixture(autouse=True)
+def registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is forgotten after it."""
+    monkeypatch.setattr(codec_module, "_by_number", dict(codec_module._by_number))
+
+
+def values() -> list[Any]:
+    return [list(range(1000)), "word " * 2000, bytes(300_000), b"spill " * (2 * MIB), list(range(5))]
+
+
+def test_an_instance_is_all_it_takes(pond: Pond) -> None:
+    store = pond.store("128MiB", compression=Zlib())
+    refs = [store.put(value) for value in values()]
+    store.spill()
+    assert store.stats().disk_bytes < MIB
+    assert store.get(refs) == values()
+    store.spill()
+    assert [store.get(ref) for ref in refs] == values()
+
+
+def test_by_name_and_by_configure(pond: Pond) -> None:
+    millpond.register_codec(Zlib())
+    store = pond.store("128MiB", compression="zlib")
+    one = store.put("one " * 1000)
+    store.configure(compression="lz4")
+    store.spill()
+    store.configure(compression=Zlib())
+    two = store.put("two " * 1000)
+    store.spill()
+    assert store.get([one, two]) == ["one " * 1000, "two " * 1000]
+    with pytest.raises(TypeError, match="is no codec"):
+        store.configure(compression=7)  # type: ignore[arg-type]
+
+
+def read_all(own: Any) -> list[Any]:
+    return own.store.get([own.store.lookup(name) for name in "abcde"])
+
+
+def put_and_spill(own: Any) -> list[str]:
+    refs = [own.store.put("more " * 1000) for _ in range(3)]
+    own.store.spill(refs)
+    assert own.store.get(refs) == ["more " * 1000] * 3
+    return sorted({info.state for info in own.store.objects()})
+
+
+def register(own: Any) -> None:
+    import millpond
+    from test_codecs import Zlib
+
+    millpond.register_codec(Zlib())
+
+
+def test_a_member_that_does_not_know_it(pond: Pond) -> None:
+    store = pond.store("128MiB", compression=Zlib())
+    for name, value in zip("abcde", values(), strict=True):
+        store.put(value, name=name)
+    store.spill()
+    before = states(store, [store.lookup(name) for name in "abcde"])
+    assert before == ["spilled"] * 5
+    member = pond.member(store)
+    with pytest.raises(millpond.SpillError, match=r"number 200.*register_codec.*stays on disk"):
+        member.run(read_all)
+    assert member.run(put_and_spill), "what it spills is not compressed"
+    member.run(register)
+    assert member.run(read_all) == values()
+
+
+def test_a_codec_that_fails_at_reading(pond: Pond, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = pond.store("128MiB", compression=Zlib())
+    refs = [store.put(value) for value in values()]
+    store.spill()
+    monkeypatch.setattr(Zlib, "broken", True)
+    for ref in refs[:4]:
+        with pytest.raises(millpond.SpillError, match=r"codec 'zlib' \(200\) failed: the library is gone"):
+            store.get(ref)
+    with pytest.raises(millpond.SpillError):
+        store.get(refs)
+    assert states(store, refs)[:4] == ["spilled"] * 4
+    monkeypatch.setattr(Zlib, "broken", False)
+    assert store.get(refs) == values()
+
+
+def flip(file: Path, at: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[at] ^= 255
+    file.write_bytes(data)
+
+
+def test_damage_is_not_the_codecs_fault(pond: Pond) -> None:
+    store = pond.store("128MiB", compression=Zlib())
+    small, large = store.put("word " * 2000), store.put(b"spill " * (2 * MIB))
+    store.spill()
+    for file in pond.spilled_files():
+        flip(file, 80 if file.stat().st_size <= 4096 else 4100)
+    for ref in (small, large):
+        with pytest.raises(millpond.ObjectLostError):
+            store.get(ref)
+
+
+def read_inherited(own: Any) -> Any:
+    (refs,) = workers.inherited
+    return refs[0]._store.get(refs)
+
+
+def test_forked_children_know_it(pond: Pond) -> None:
+    store = pond.store("128MiB", compression=Zlib())
+    refs = [store.put(value) for value in values()]
+    store.spill()
+    inherited.append(refs)
+    assert pond.worker().run(read_inherited) == values()
+    inherited.clear()
