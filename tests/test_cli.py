@@ -202,7 +202,7 @@ def test_configure(store: millpond.Store) -> None:
     assert "4 MiB" in output("configure", "shown", *changes, "--eviction", "sieve", "--compression", "lz4")
     totals = store._totals()
     assert [totals[key] >> 20 for key in ("memory_limit", "spill_limit", "overflow_limit")] == [4, 1024, 2]
-    assert (store._policy(), store._compression()) == (1, "lz4")
+    assert (store._policy(), store._codec()) == (1, 1)
     output("configure", "--spill-limit", "none", "--memory-limit", "default")
     assert store.stats().spill_limit is None
     assert store.memory_limit > 16 << 20
