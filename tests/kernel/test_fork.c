@@ -43,6 +43,8 @@ static void lives_on(void) {
     CHECK(atomic_load(mp_pin_word(e, slot)) & mp_bit(slot));
     CHECK(atomic_load(mp_holder_word(e, slot)) & mp_bit(slot));
     CHECK(member.system->slot_locked(&member, slot) & MP_LOCK_MEMBER);
+    mp_unpin(&member, entry, MP_ONE_OP); /* what the parent has begun is not ours to end */
+    CHECK_EQ(atomic_load(&member.locals[entry].pins), MP_ONE_VIEW);
     mp_unpin(&member, entry, MP_ONE_VIEW);
     agent_expect_value(&worker, birth << 16 | entry);
     CHECK_EQ(mp_drop(&member, entry, -1), MP_OK);

@@ -195,9 +195,15 @@ static void pins(const char *name) {
     seen++;
 }
 
+/* Should the mover die here, this is what the next owner of the mutex makes readable. */
+static void whole_where_it_is(object o) {
+    for (uint64_t i = 0; i < o.size; i++) CHECK_EQ(a.arena_write[offset_of(o) + i], (uint8_t)o.birth);
+}
+
 static void looks(const char *name) {
     if (strcmp(name, "move.copied") != 0 && strcmp(name, "move.stored") != 0) return;
     uint64_t offset, size;
+    whole_where_it_is(watched);
     void (*self)(const char *) = failpoint_hook;
     failpoint_hook = NULL;
     CHECK_EQ(mp_view(&b, watched.entry, watched.birth, &offset, &size), MP_IS_SPILLED);

@@ -420,6 +420,18 @@ static void hand_offs_hold(void) {
     close_store();
 }
 
+static void a_hand_off_for_ever(void) {
+    uint32_t token;
+    open_store();
+    object o = make(&a, 100);
+    CHECK_EQ(mp_token_issue(&a, o.entry, o.birth, 1, 0, 11, &token), MP_OK);
+    CHECK_EQ(mp_drop(&a, o.entry, -1), MP_OK);
+    CHECK_EQ(mp_token_expire(&a, UINT64_MAX), 0);
+    CHECK_EQ(mp_token_load(&b, token, 11, o.entry, o.birth), MP_OK);
+    mp_drop_all(&b);
+    close_store();
+}
+
 static void names_hold(void) {
     uint32_t entry;
     uint64_t birth;
@@ -575,6 +587,7 @@ int main(int argc, char **argv) {
     RUN(a_put_off_drop);
     RUN(a_stale_ref_is_refused);
     RUN(hand_offs_hold);
+    RUN(a_hand_off_for_ever);
     RUN(names_hold);
     RUN(segments_live_as_long_as_their_records);
     RUN(a_lost_value_says_so);

@@ -75,8 +75,52 @@ static void nothing_is_punched_that_is_in_use(void) {
     fixture_close(&store);
 }
 
+static uint32_t kept;
+
+/* A slow reaper has marked the slot. Meanwhile it is reaped by another, and a new member moves in. */
+static void overtaken(const char *name) {
+    uint64_t birth, offset;
+    if (strcmp(name, "reap.marked") != 0) return;
+    failpoint_hook = NULL;
+    word = (dead.slot_word & ~255ull) | MP_SLOT_REAPING;
+    CHECK_EQ(atomic_load(&a.slots[dead.slot].word), word);
+    CHECK_EQ(mp_reap(&b, dead.slot, word), MP_OK);
+    fixture_join(&a, &heir);
+    CHECK_EQ(heir.slot, dead.slot);
+    CHECK_EQ(mp_grow(&heir, 1000), MP_OK);
+    CHECK_EQ(mp_draft(&heir, 1000, &kept, &birth, &offset), MP_OK);
+    CHECK_EQ(mp_seal(&heir, kept, birth), MP_OK);
+    mp_pin(&heir, kept, MP_ONE_VIEW);
+}
+
+static void a_slow_reaper_touches_no_heir(void) {
+    fixture_create(&store, (fixture_shape){.arena_bytes = 8 << 20, .memory_limit = 2 << 20, .entries = 2000});
+    fixture_first(&store, &a);
+    fixture_join(&a, &b);
+    fixture_join(&a, &dead);
+    fixture_die(&dead);
+    failpoint_hook = overtaken;
+    CHECK_EQ(mp_reap(&a, dead.slot, dead.slot_word), MP_OK);
+    CHECK(failpoint_hook == NULL);
+    CHECK_EQ(mp_usable(&heir), MP_OK);
+    mp_entry *e = &a.entries[kept];
+    CHECK_EQ(mp_state_of(atomic_load(&e->control)), MP_RESIDENT);
+    CHECK(atomic_load(mp_holder_word(e, heir.slot)) & mp_bit(heir.slot));
+    CHECK(atomic_load(mp_pin_word(e, heir.slot)) & mp_bit(heir.slot));
+    fixture_check(&a);
+    mp_unpin(&heir, kept, MP_ONE_VIEW);
+    mp_release_slot(&heir);
+    mp_release_slot(&b);
+    fixture_leave(&heir);
+    fixture_leave(&dead);
+    fixture_leave(&b);
+    fixture_unmap(&a);
+    fixture_close(&store);
+}
+
 int main(int argc, char **argv) {
     check_arguments(argc, argv);
     RUN(nothing_is_punched_that_is_in_use);
+    RUN(a_slow_reaper_touches_no_heir);
     return 0;
 }

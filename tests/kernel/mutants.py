@@ -1,0 +1,388 @@
+"""The kernel with one step left out, moved or weakened: the C tests must notice each.
+
+Each mutant is one change of the sources; the tests are built and run against it, the quick ones first, until
+one of them fails. A mutant that all of them pass has survived, and that is a gap in the tests.
+Not here: weakened memory orders, which x86 hides: the explorer has those (tests/explorer/mutants.py).
+
+Run: python tests/kernel/mutants.py [name ...]
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Final, NamedTuple
+
+HERE: Final = Path(__file__).parent
+KERNEL: Final = HERE.parents[1] / "src" / "millpond" / "kernel"
+PROGRAMS: Final = (
+    "protocol", "regressions", "reaping", "edges", "fork", "queue", "moving", "arena", "arena_repair", "step",
+    "members", "kill",
+)  # fmt: skip
+SECONDS: Final = 120
+"""A test that goes on for so long has noticed as well."""
+
+
+class Mutant(NamedTuple):
+    """`old`, which the file holds once, becomes `new`."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+
+
+MUTANTS: Final = (
+    Mutant(
+        "a pin sets no bit",
+        "refs.c",
+        "if (atomic_load_explicit(pins, memory_order_relaxed) == 0)\n",
+        "if (0)\n",
+    ),
+    Mutant(
+        "a view looks at the birth only",
+        "refs.c",
+        "if (control != mp_word(birth, MP_RESIDENT)) {",
+        "if (mp_birth_of(control) != birth) {",
+    ),
+    Mutant("an unpin clears no bit", "refs.c", "if (last) /* PAIR unpin-delete */", "if (0)"),
+    Mutant("an unpin buries nobody", "refs.c", "if (last && mp_is_dead(", "if (0 && mp_is_dead("),
+    Mutant(
+        "an operation of before a fork is ended",
+        "refs.c",
+        "if ((unit == MP_ONE_OP ? count >> 32 : count & UINT32_MAX) == 0) return;",
+        "if (count == 0) return;",
+    ),
+    Mutant(
+        "a hold takes any birth",
+        "refs.c",
+        "if (mp_birth_of(control) != birth || mp_state_of(control) == MP_FREE ||",
+        "if (mp_state_of(control) == MP_FREE ||",
+    ),
+    Mutant(
+        "a hold sets no bit",
+        "refs.c",
+        '    atomic_fetch_or(mp_holder_word(e, m->slot), mp_bit(m->slot));\n    MP_FAILPOINT("hold.bit");',
+        '    MP_FAILPOINT("hold.bit");',
+    ),
+    Mutant(
+        "a last drop frees nothing",
+        "refs.c",
+        '    MP_FAILPOINT("drop.bit");\n    mp_collect(m, entry);',
+        '    MP_FAILPOINT("drop.bit");',
+    ),
+    Mutant("closing keeps drafts", "refs.c", "if (draft) mp_leave(m, e, control, MP_ABANDONED);", ""),
+    Mutant("a nonce of zero is a nonce", "refs.c", "return nonce != 0 && token != 0", "return token != 0"),
+    Mutant(
+        "the last delivery consumes nothing",
+        "refs.c",
+        "if (m->tokens[token].deliveries > 1)",
+        "if (m->tokens[token].deliveries > 0)",
+    ),
+    Mutant(
+        "a freed hand-off is still counted",
+        "refs.c",
+        "if (m->entries[entry].tokens) m->entries[entry].tokens--;",
+        "",
+    ),
+    Mutant(
+        "what never lapses lapses", "refs.c", "|| t->expiry == 0 || t->expiry > now", "|| t->expiry > now"
+    ),
+    Mutant(
+        "seal stores without looking",
+        "objects.c",
+        "return mp_leave(m, e, mp_word(birth, MP_DRAFT), MP_RESIDENT) ? MP_OK : MP_IS_DELETED;",
+        "atomic_store(&e->control, mp_word(birth, MP_RESIDENT));\n    return MP_OK;",
+    ),
+    Mutant("leaving a state wakes nobody", "objects.c", "if (seen & MP_WAIT_BIT) mp_event_bump(m);", ""),
+    Mutant(
+        "a death tries once",
+        "objects.c",
+        "        control = atomic_load(&e->control);\n    }\n    return false;",
+        "        break;\n    }\n    return false;",
+    ),
+    Mutant(
+        "burial ignores pins",
+        "objects.c",
+        "if (!mp_is_dead(mp_state_of(control)) || mp_pinned(e)) return;",
+        "if (!mp_is_dead(mp_state_of(control))) return;",
+    ),
+    Mutant(
+        "burial keeps the disk place",
+        "objects.c",
+        '    mp_place_free(m, e);\n    MP_FAILPOINT("bury.place");',
+        '    MP_FAILPOINT("bury.place");',
+    ),
+    Mutant("hand-offs hold nothing", "objects.c", "return e->tokens != 0 || e->names", "return e->names"),
+    Mutant("names hold nothing", "objects.c", "|| e->names != 0 ||", "||"),
+    Mutant("containers hold nothing", "objects.c", " || e->edges_in != 0;", ";"),
+    Mutant(
+        "a claim looks once",
+        "objects.c",
+        "if (!resident(e, birth)) { /* PAIR pin-evict */",
+        "if (0) {",
+    ),
+    Mutant(
+        "evict ignores pins",
+        "objects.c",
+        "code = mp_pinned(e) ? MP_IS_PINNED : MP_OK;\n        atomic_store(",
+        "code = MP_OK;\n        atomic_store(",
+    ),
+    Mutant(
+        "evict needs no disk copy",
+        "objects.c",
+        "if (!resident(e, birth) || !atomic_load(&e->place.segment))",
+        "if (!resident(e, birth))",
+    ),
+    Mutant(
+        "a restorer does not sign",
+        "objects.c",
+        '            e->owner = m->slot;\n            e->extent = 1;\n            MP_FAILPOINT("restore.allocated");',
+        '            e->extent = 1;\n            MP_FAILPOINT("restore.allocated");',
+    ),
+    Mutant(
+        "a failed restore keeps its memory",
+        "objects.c",
+        '        e->extent = 0;\n        MP_FAILPOINT("restore.failed");',
+        '        MP_FAILPOINT("restore.failed");',
+    ),
+    Mutant(
+        "reaping leaves pins",
+        "members.c",
+        "    if (atomic_load(mp_pin_word(e, slot)) & bit) atomic_fetch_and(mp_pin_word(e, slot), ~bit);\n",
+        "",
+    ),
+    Mutant(
+        "reaping leaves holders",
+        "members.c",
+        "    if (atomic_load(mp_holder_word(e, slot)) & bit) atomic_fetch_and(mp_holder_word(e, slot), ~bit);\n",
+        "",
+    ),
+    Mutant(
+        "reaping leaves drafts",
+        "members.c",
+        "if (e->owner == slot && state == MP_DRAFT) mp_leave(m, e, control, MP_ABANDONED);",
+        "",
+    ),
+    Mutant(
+        "reaping tests only what was held",
+        "members.c",
+        "    mp_collect(m, index);\n}\n\n/* One hold",
+        "    if (e->owner == slot) mp_collect(m, index);\n}\n\n/* One hold",
+    ),
+    Mutant(
+        "reaping does not look whose slot it is",
+        "members.c",
+        "    if (atomic_load(&m->slots[slot].word) != word)\n        code = MP_NOT_FOUND;\n    else\n        while",
+        "    if (0)\n        code = MP_NOT_FOUND;\n    else\n        while",
+    ),
+    Mutant("reaping leaves segments", "members.c", "code = reap_segments(m, slot, word);", "code = MP_OK;"),
+    Mutant("reaping leaves blocks", "members.c", "code = reap_blocks(m, slot, word);", "code = MP_OK;"),
+    Mutant(
+        "a locked slot may be dead",
+        "members.c",
+        " || m->system->slot_locked(m, index)) return false;",
+        ") return false;",
+    ),
+    Mutant(
+        "a slot is taken without telling its reaper",
+        "members.c",
+        "mp_slot_mark(m, index, MP_SLOT_REAPING);",
+        "(void)0;",
+    ),
+    Mutant(
+        "a dead owner's table is taken as it is",
+        "lock.c",
+        "? MP_CORRUPTED : mp_rebuild(m);",
+        "? MP_CORRUPTED : MP_OK;",
+    ),
+    Mutant(
+        "a rebuild trusts how far a pool reaches",
+        "recovery.c",
+        "return pool->fresh < capacity ? pool->fresh : capacity;",
+        "return atomic_load(&pool->high) < capacity ? atomic_load(&pool->high) : capacity;",
+    ),
+    Mutant(
+        "a rebuild leaves what is evicting",
+        "recovery.c",
+        "if (state == MP_EVICTING) atomic_store(&e->control, mp_word(birth, MP_RESIDENT)); /* its extent is whole */",
+        "",
+    ),
+    Mutant(
+        "a rebuild frees no garbage",
+        "recovery.c",
+        "for (uint32_t i = 1; i < entries_backed(m); i++) mp_collect(m, i);\n    return MP_OK;",
+        "return MP_OK;",
+    ),
+    Mutant(
+        "an edge is true before it is filled",
+        "edges.c",
+        '    edge->target = target;\n    edge->birth = birth;\n    edge->next = container->edges_out;\n    MP_FAILPOINT("edge.filled");\n    __atomic_store_n(&container->edges_out, index, __ATOMIC_RELEASE); /* from here on it is true */',
+        '    uint32_t chain = container->edges_out;\n    __atomic_store_n(&container->edges_out, index, __ATOMIC_RELEASE);\n    MP_FAILPOINT("edge.filled");\n    edge->target = target;\n    edge->birth = birth;\n    edge->next = chain;',
+    ),
+    Mutant(
+        "a cut edge is still counted",
+        "edges.c",
+        "if (m->entries[target].edges_in) m->entries[target].edges_in--;",
+        "",
+    ),
+    Mutant("the last edge buries nobody", "edges.c", "            mp_bury(m, entry);\n", ""),
+    Mutant(
+        "a name that is replaced keeps its object",
+        "names.c",
+        "uncount(m, old, old == entry ? 0 : index);",
+        "",
+    ),
+    Mutant(
+        "an empty segment lives on",
+        "segments.c",
+        "    if (s->live != 0) return;\n    atomic_store(&s->state, MP_SEGMENT_DEAD);",
+        "    return;\n    atomic_store(&s->state, MP_SEGMENT_DEAD);",
+    ),
+    Mutant(
+        "the disk has no limit",
+        "segments.c",
+        "else if (bytes > limit || m->header->disk_bytes > limit - bytes)",
+        "else if (bytes > limit)",
+    ),
+    Mutant(
+        "memory has no limit",
+        "commit.c",
+        "if (!choose_gap(m, pages, limit > committed ? limit - committed : 0, step, run))",
+        "if (!choose_gap(m, pages, limit, step, run))",
+    ),
+    Mutant(
+        "blocks are marked beyond what is known as used",
+        "commit.c",
+        "if (h->commit_high < run->block + run->blocks) h->commit_high = run->block + run->blocks;",
+        "if (h->commit_high < run->block) h->commit_high = run->block;",
+    ),
+    Mutant(
+        "memory is free before it is given back",
+        "memory.c",
+        "if (mp_arena_punch(m, run) != 0) break;",
+        "mp_lock(m, -1), mp_arena_punched(m, run), mp_unlock(m);\n        if (mp_arena_punch(m, run) != 0) break;",
+    ),
+    Mutant("a move ignores pins", "moving.c", "bool pinned = mp_pinned(e);", "bool pinned = false;"),
+    Mutant(
+        "a move is true before it is made",
+        "moving.c",
+        '        memcpy(m->arena_write + to, m->arena_write + from, mp_extent_bytes(size));\n        MP_FAILPOINT("move.copied");\n        atomic_store(&e->offset, to);\n',
+        '        atomic_store(&e->offset, to);\n        MP_FAILPOINT("move.copied");\n        memcpy(m->arena_write + to, m->arena_write + from, mp_extent_bytes(size));\n',
+    ),
+    Mutant(
+        "room is put by for nobody",
+        "queue.c",
+        "if (lacking) first->room_reserved += lacking < bytes ? lacking : bytes;",
+        "",
+    ),
+    Mutant(
+        "who waits is not told of room",
+        "queue.c",
+        "        atomic_store(&h->room_wanted, 0);\n        mp_event_bump(m);\n    }\n}\n\n/* Pages",
+        "        atomic_store(&h->room_wanted, 0);\n    }\n}\n\n/* Pages",
+    ),
+    Mutant(
+        "a ticket lasts for ever",
+        "queue.c",
+        "if (!waits(first) || first->ticket_renewed + LAPSE_NS < m->system->boottime()) return 0;",
+        "if (!waits(first)) return 0;",
+    ),
+    Mutant(
+        "the newest ticket goes first",
+        "queue.c",
+        "s->ticket < m->slots[first - 1].ticket",
+        "s->ticket > m->slots[first - 1].ticket",
+    ),
+    Mutant("free runs do not merge", "arena.c", "if (span_touches(m, prev, i)) {", "if (0) {"),
+    Mutant(
+        "a run does not say who wrote it",
+        "arena.c",
+        "        atomic_store_explicit(&m->commit[b], word, memory_order_relaxed);\n",
+        "        (void)word;\n",
+    ),
+    Mutant(
+        "a fork copies no views",
+        "fork.c",
+        "if ((uint32_t)atomic_load_explicit(&local->pins, memory_order_relaxed)) /* views, not operations */",
+        "if (0)",
+    ),
+    Mutant(
+        "a fork copies no holders",
+        "fork.c",
+        "if (atomic_load_explicit(&local->refs, memory_order_relaxed) && slot != MP_SLOT_ORPHAN)",
+        "if (0)",
+    ),
+    Mutant(
+        "a child goes on with its parent's operations",
+        "fork.c",
+        "atomic_store_explicit(&m->locals[i].pins, pins & UINT32_MAX, memory_order_relaxed);",
+        "atomic_store_explicit(&m->locals[i].pins, pins, memory_order_relaxed);",
+    ),
+)
+
+
+def mutated(mutant: Mutant, kernel: Path = KERNEL) -> str:
+    """The source of the file with the change. Raises ValueError when the place is not there, or not once."""
+    text = (kernel / mutant.file).read_text()
+    if text.count(mutant.old) != 1:
+        raise ValueError(f"{mutant.name}: {mutant.file} has its place {text.count(mutant.old)} times")
+    return text.replace(mutant.old, mutant.new)
+
+
+def catcher(mutant: Mutant, built: Path, work: Path) -> str | None:
+    """The first C test that fails with the mutant; None: it has survived. `built`: objects of the original."""
+    kernel, out = work / "kernel", work / "out"
+    shutil.copytree(KERNEL, kernel)
+    shutil.copytree(built, out)  # with its times: only what the change touches is compiled again
+    (kernel / mutant.file).write_text(mutated(mutant))
+    for program in PROGRAMS:
+        target = out / f"test_{program}"
+        make(kernel, out, target)
+        try:
+            done = subprocess.run([target], capture_output=True, timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            return f"{program} (does not end)"
+        if done.returncode != 0:
+            return program
+    return None
+
+
+def make(kernel: Path, out: Path, *targets: Path) -> None:
+    """Builds C tests over the sources in `kernel`."""
+    command = [
+        "make",
+        "-s",
+        "-f",
+        str(HERE / "Makefile"),
+        f"KERNEL={kernel}",
+        f"OUT={out}",
+        *map(str, targets),
+    ]
+    subprocess.run([*command, "CFLAGS=-O1 -g -Wno-error -Wno-unused"], check=True, capture_output=True)
+
+
+def main(names: list[str]) -> int:
+    """0: every mutant was caught."""
+    survived, started = 0, time.perf_counter()
+    with tempfile.TemporaryDirectory() as name:
+        built = Path(name) / "built"
+        built.mkdir()
+        make(KERNEL, built, *(built / f"test_{program}" for program in PROGRAMS))
+        for number, mutant in enumerate(MUTANTS):
+            if names and mutant.name not in names:
+                continue
+            found = catcher(mutant, built, Path(name) / str(number))
+            shutil.rmtree(Path(name) / str(number))
+            survived += found is None
+            print(f"{mutant.name:48} {mutant.file:12} {found or 'SURVIVED'}", flush=True)
+    print(f"{len(names or MUTANTS)} mutants, {time.perf_counter() - started:.0f} s: {survived} survived")
+    return 1 if survived else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
