@@ -195,15 +195,20 @@ def rows_of(run: Callable[[Trace, float, str], Outcome], names: tuple[str, ...])
             yield f"{trace.name}, {share:.0%}", {name: run(trace, share, name) for name in names}
 
 
-def table(rows: list[Row]) -> str:
-    """Seconds, and restores per request, for each policy."""
+def table(rows: list[Row], measure: Callable[[Outcome], float]) -> str:
+    """A measure, and restores per request, for each policy."""
     names = list(rows[0][1])
     cells = [
-        [label, *(f"{o.seconds:.1f} ({o.restores / o.requests:.3f})" for o in outcomes.values())]
+        [label, *(f"{measure(o):.1f} ({o.restores / o.requests:.3f})" for o in outcomes.values())]
         for label, outcomes in rows
     ]
-    sums = [f"{sum(outcomes[name].seconds for _, outcomes in rows):.1f}" for name in names]
+    sums = [f"{sum(measure(outcomes[name]) for _, outcomes in rows):.1f}" for name in names]
     return markdown(["trace, memory", *names], [*cells, ["sum", *sums]])
+
+
+def gigabytes(outcome: Outcome) -> float:
+    """To and from the disk."""
+    return (outcome.restored_bytes + outcome.spilled_bytes) / 1e9
 
 
 def plot(rows: list[Row], path: Path) -> None:
@@ -256,14 +261,15 @@ def main() -> None:
         return simulate(trace, share, name, args.members).add_io(args.seek, args.bandwidth)
 
     results = {"simulated": list(rows_of(run, (*NAMES, "future")))}
-    print("Seconds of I/O (restores per request), simulated:\n\n" + table(results["simulated"]))
+    seconds = table(results["simulated"], lambda outcome: outcome.seconds)
+    print("Seconds of I/O (restores per request), simulated:\n\n" + seconds)
     if args.plot:
         plot(results["simulated"], args.plot)
     if args.real:
         with tempfile.TemporaryDirectory(dir=args.directory, prefix="millpond-bench-") as directory:
             real = rows_of(lambda *what: replay_real(*what, Path(directory)), NAMES)
             results["real"] = list(real)
-        print("\nSeconds in all (restores per request), real store:\n\n" + table(results["real"]))
+        print("\nGB of I/O (restores per request), real store:\n\n" + table(results["real"], gigabytes))
     print("\n" + ", ".join(f"{name} {text}" for name, text in machine().items()))
     print(f"saved to {save('eviction', results)}")
 

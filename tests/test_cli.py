@@ -202,11 +202,11 @@ def test_configure(store: millpond.Store) -> None:
     assert "4 MiB" in output("configure", "shown", *changes, "--eviction", "sieve", "--compression", "lz4")
     totals = store._totals()
     assert [totals[key] >> 20 for key in ("memory_limit", "spill_limit", "overflow_limit")] == [4, 1024, 2]
-    assert (store._policy(), store._codec()) == (1, 1)
+    assert (store.stats().eviction, store.stats().compression) == ("sieve", "lz4")
     output("configure", "--spill-limit", "none", "--memory-limit", "default")
     assert store.stats().spill_limit is None
     assert store.memory_limit > 16 << 20
-    assert store._policy() == 1, "what is not named stays"
+    assert store.stats().eviction == "sieve", "what is not named stays"
 
 
 @pytest.mark.parametrize(

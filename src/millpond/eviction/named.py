@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from millpond.eviction import policies
 from millpond.eviction.history import Floor, Hand
 
-__all__ = ["NAMES", "Policy", "numbered", "resolve"]
+__all__ = ["NAMES", "Policy", "name_of", "numbered", "resolve"]
 
 Order = NDArray[np.intp]
 
@@ -71,9 +71,14 @@ NAMES: Final = tuple(_MAKERS)
 """The policies by number: the place in this tuple."""
 
 
+def name_of(number: int) -> str:
+    """The name of the policy whose number the table holds; of one that is unknown here, the default."""
+    return NAMES[number] if number < len(NAMES) else NAMES[0]
+
+
 def numbered(number: int) -> Policy:
-    """A fresh policy of the number that the table holds; of one that is unknown here, the default."""
-    return _MAKERS[NAMES[number] if number < len(NAMES) else NAMES[0]]()
+    """A fresh policy of that number."""
+    return _MAKERS[name_of(number)]()
 
 
 def resolve(policy: str | Callable[[NDArray[Any]], Any]) -> Policy:

@@ -65,6 +65,8 @@ def stats_table(stats: Stats) -> Table:
         table.add_row(label, "" if count is None else str(count), "" if size is None else format_bytes(size))
     table.add_row("disk limit", "", format_limit(stats.spill_limit))
     table.add_row("members", str(stats.members), "")
+    table.add_row("eviction", "", stats.eviction)
+    table.add_row("compression", "", stats.compression)
     return table
 
 

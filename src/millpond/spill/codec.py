@@ -208,6 +208,12 @@ def number_of(compression: str | Codec) -> int:
     return names[compression]
 
 
+def compression_of(number: int) -> str:
+    """What `number_of` gave this number for, as a name; for people."""
+    codec = known_codec(number)
+    return "auto" if number == AUTO else f"codec {number}, unknown here" if codec is None else codec.name
+
+
 def for_value(codec: Codec, value: memoryview) -> Codec | None:
     """The codec itself, or what it has chosen for `value`; None: the value is stored as it is."""
     return codec.for_value(value) if isinstance(codec, Chooser) else codec

@@ -63,6 +63,11 @@ class Stats:
     returned_bytes_total: int
     """Arena memory given back to the system."""
 
+    eviction: str
+    """The policy of all members that have no function of their own."""
+    compression: str
+    """Of what is spilled from now on."""
+
     @property
     def live_bytes(self) -> int:
         """Committed bytes that are in use: values and drafts, each rounded up to its slot or its pages."""

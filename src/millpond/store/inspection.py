@@ -63,6 +63,8 @@ def stats(store: Store) -> Stats:
         spilled_objects_total=totals["spilled_objects_total"],
         restored_objects_total=totals["restored_objects_total"],
         returned_bytes_total=totals["returned_bytes_total"],
+        eviction=store._eviction(),
+        compression=store._compression(),
     )
 
 

@@ -26,10 +26,10 @@ from millpond.errors import (
     StoreClosedError,
     StoreFullError,
 )
-from millpond.eviction.named import NAMES, resolve
+from millpond.eviction.named import NAMES, name_of, resolve
 from millpond.hot import Code, Core, Draft, Encoded, ObjectRef, Queued, Using
 from millpond.refcount import handoff
-from millpond.spill.codec import Codec
+from millpond.spill.codec import Codec, compression_of
 from millpond.spill.directory import Directories
 from millpond.spill.reader import SpillReader
 from millpond.spill.sweep import sweep_dead
@@ -439,6 +439,12 @@ class Store(Core):
             self._room.own_policy = None
         else:
             self._room.own_policy = resolve(eviction)
+
+    def _eviction(self) -> str:
+        return name_of(self._policy())
+
+    def _compression(self) -> str:
+        return compression_of(self._codec())
 
     # --- spilling and inspection ---
 

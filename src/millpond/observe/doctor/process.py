@@ -24,7 +24,17 @@ MADV_POPULATE_WRITE = 23  # linux/mman.h
 
 def findings() -> Iterator[Finding]:
     """About this process, as it is now."""
-    checks = (_versions, _populate, _ofd_locks, _processors, _clock, _open_files, _file_size, _address_space)
+    checks = (
+        _versions,
+        _populate,
+        _ofd_locks,
+        _processors,
+        _clock,
+        _open_files,
+        _file_size,
+        _address_space,
+        _locked,
+    )
     yield from run(TOPIC, checks)
 
 
@@ -155,8 +165,15 @@ def _address_space() -> Iterator[Finding]:
         TOPIC,
         "address space (ulimit -v)",
         _bytes_text(soft),
-        f"a member maps about {format_bytes(needed)} of addresses, of which only what is in use costs memory",
-        "bad" if small else "ok",
+        "stores made here reserve fewer addresses than they like to; others may be too large to join"
+        if small
+        else f"a member maps about {format_bytes(needed)} of addresses; only what is in use costs memory",
+        "note" if small else "ok",
         "lift it, and bound memory by memory_limit or a cgroup instead: ulimit -v unlimited" if small else "",
         soft,
     )
+
+
+def _locked() -> Iterator[Finding]:
+    text = _bytes_text(_limit(resource.RLIMIT_MEMLOCK))
+    yield Finding(TOPIC, "locked memory (ulimit -l)", text, "does not matter: a store locks no memory")

@@ -12,12 +12,14 @@ import numpy as np
 
 import millpond
 from millpond.errors import MillpondError
-from millpond.observe.doctor.finding import Finding, field, read_text, run
+from millpond.observe.doctor.finding import Finding, read_text, run
 from millpond.store import peers, registry
 
 TOPIC = "sharing"
 
 PR_GET_DUMPABLE = 3  # linux/prctl.h
+INIT_USER_NAMESPACE = 0xEFFFFFFD  # linux/proc_ns.h
+INIT_PID_NAMESPACE = 0xEFFFFFFC
 
 
 def findings() -> Iterator[Finding]:
@@ -27,21 +29,22 @@ def findings() -> Iterator[Finding]:
 
 
 def _user() -> Iterator[Finding]:
-    ids = f"user {os.geteuid()}, group {os.getegid()}"
+    inside = os.stat("/proc/self/ns/user").st_ino != INIT_USER_NAMESPACE
+    ids = f"{os.geteuid()}, group {os.getegid()}{' of a user namespace' if inside else ''}"
     meaning = "only processes of the same user and group share a store, and they trust each other"
     yield Finding(TOPIC, "user", ids, meaning)
 
 
 def _namespace() -> Iterator[Finding]:
-    levels = len((field(read_text("/proc/self/status"), "NSpid:") or "1").split())
+    own = peers.pid_namespace() != INIT_PID_NAMESPACE
     yield Finding(
         TOPIC,
         "pid namespace",
-        f"{peers.pid_namespace()}{', inside another' if levels > 1 else ''}",
+        "a container's" if own else "the machine's",
         "processes share a store only within one pid namespace; containers have one each",
-        "note" if levels > 1 else "ok",
-        "to share with another container, start this one in its namespace (docker run --pid=container:NAME)"
-        if levels > 1
+        "note" if own else "ok",
+        "to share with another container, start it in this namespace (docker run --pid=container:NAME)"
+        if own
         else "",
     )
 
