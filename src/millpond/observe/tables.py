@@ -58,6 +58,7 @@ def stats_table(stats: Stats) -> Table:
         ("table", None, stats.table_bytes),
         ("private copies", None, stats.overflow_bytes),
         ("disk in use", None, stats.disk_bytes),
+        ("returned to the system since creation", None, stats.returned_bytes_total),
         ("spilled since creation", stats.spilled_objects_total, stats.spilled_bytes_total),
         ("restored since creation", stats.restored_objects_total, stats.restored_bytes_total),
     ]
