@@ -67,7 +67,7 @@ class Pond:
         self._policies = [make() for _ in range(members)]
         self._rankings: list[Ranking | None] = [None] * members
         self._rng = np.random.default_rng(0)
-        self.outcome = Outcome(len(trace.requests))
+        self.outcome = Outcome(trace.reads_and_puts)
 
     def replay(self, at_request: Callable[[int, int], None] = lambda number, key: None) -> Outcome:
         """Carries out the trace; calls `at_request` first with the number and the object of each request."""
@@ -176,7 +176,7 @@ def replay_real(trace: Trace, share: float, name: str, directory: Path) -> Outco
         seconds, stats = time.perf_counter() - start, store.stats()
         refs.clear()
     return Outcome(
-        len(requests),
+        small.reads_and_puts,
         stats.restored_objects_total,
         stats.restored_bytes_total,
         stats.spilled_objects_total,

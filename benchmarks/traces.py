@@ -28,6 +28,11 @@ class Trace:
     sizes: NDArray[np.int64]
 
     @property
+    def reads_and_puts(self) -> int:
+        """Requests without the drops."""
+        return int(np.count_nonzero(self.requests >= 0))
+
+    @property
     def footprint(self) -> int:
         """Most bytes that are alive at once."""
         born = np.zeros(len(self.sizes), np.bool_)

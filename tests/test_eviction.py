@@ -186,6 +186,7 @@ def test_version_1_with_ancestors(fake: Fake, machine: Callable[[], Machine]) ->
     fake.v1(".", NO_LIMIT_V1, 0)
     assert machine().usable_memory() == 1000 * MIB
     assert machine().headroom() == 400 * MIB - floor(1000 * MIB)
+    assert machine().bounds() == [("RAM", 16000 * MIB), (f"the cgroup {fake.path}/v1/outer", 1000 * MIB)]
 
 
 def test_version_1_with_a_hidden_ancestor(fake: Fake, machine: Callable[[], Machine]) -> None:
