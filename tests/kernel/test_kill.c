@@ -14,6 +14,7 @@
 #include "atfork.h"
 #include "failpoint_page.h"
 #include "processes.h"
+#include "steps.h"
 
 #define NAMES (sizeof names / sizeof *names)
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
@@ -26,6 +27,18 @@ static const char *const names[] = {
 #include "failpoint_names.h"
 };
 static uint32_t deaths[NAMES];
+static uint8_t with_mutex[NAMES]; /* a death with the mutex in hand, without it, or both */
+
+enum mutex { held = 1, free_of_it = 2, either = 3 };
+#define free free_of_it /* as steps.h says it */
+static const struct step {
+    const char *letter, *name;
+    enum mutex mutex;
+} steps[] = {
+#define STEP(letter, name, mutex, left, mended) {letter, name, mutex},
+    MP_STEPS(STEP)
+};
+#undef free
 static bool everything_ran = true;
 
 /* --- the matrix --- */
@@ -37,9 +50,24 @@ static bool run_until_killed(void (*body)(void), const char *name, uint32_t hit)
     return failpoint_disarm();
 }
 
+static void die_inside(void);
+static void fork_on(void);
+
+/* The next one to lock the mutex repairs the table, if its owner is dead. */
+static bool mutex_is_left(void) {
+    uint64_t before = self.header->recoveries;
+    CHECK_EQ(mp_lock(&self, -1), MP_OK);
+    mp_unlock(&self);
+    return self.header->recoveries != before;
+}
+
 static void kill_at(uint32_t index, uint32_t hit, void (*before)(void), void (*body)(void)) {
     if (before) before();
-    if (run_until_killed(body, names[index], hit)) deaths[index]++;
+    if (run_until_killed(body, names[index], hit)) {
+        deaths[index]++;
+        bool alone = before != die_inside && body != fork_on; /* no other death, no child that repairs */
+        if (alone) with_mutex[index] |= mutex_is_left() ? held : free_of_it;
+    }
     survive();
 }
 
@@ -302,6 +330,21 @@ static void every_failpoint_has_killed(void) {
     CHECK(!everything_ran || missing == 0);
 }
 
+/* The table of steps is that of the failpoints, and knows who has the mutex. */
+static void every_step_is_as_the_table_says(void) {
+    uint32_t wrong = 0, rows = sizeof steps / sizeof *steps;
+    CHECK_EQ(rows, NAMES);
+    for (uint32_t s = 0; s < rows; s++) {
+        uint32_t i = 0;
+        while (i < NAMES && strcmp(names[i], steps[s].name) != 0) i++;
+        CHECK(i < NAMES);
+        if (!everything_ran || (with_mutex[i] & ~(uint32_t)steps[s].mutex) == 0) continue;
+        fprintf(stderr, "step %s, %s: the mutex was %s\n", steps[s].letter, names[i], steps[s].mutex == held ? "free" : "held");
+        wrong++;
+    }
+    CHECK_EQ(wrong, 0);
+}
+
 int main(int argc, char **argv) {
     check_arguments(argc, argv);
     everything_ran = argc <= 1;
@@ -318,5 +361,6 @@ int main(int argc, char **argv) {
     RUN(kill_while_repairing);
     RUN(kill_around_a_fork);
     RUN(every_failpoint_has_killed);
+    RUN(every_step_is_as_the_table_says);
     return 0;
 }
