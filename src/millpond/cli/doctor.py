@@ -82,7 +82,7 @@ def block(topic: str, findings: list[Finding], out: Console) -> Group:
 
 def summary(findings: list[Finding]) -> Text:
     """The verdict in one line."""
-    bad = [finding.name for finding in findings if finding.verdict == "bad"]
+    bad = [f"{finding.topic}: {finding.name}" for finding in findings if finding.verdict == "bad"]
     notes = sum(finding.verdict == "note" for finding in findings)
     if bad:
         return Text(f"{len(bad)} of {len(findings)} findings are bad: {', '.join(bad)}", STYLES["bad"])

@@ -42,7 +42,7 @@ def findings(directories: Sequence[Path], speed: bool = True) -> Iterator[Findin
             )
             return
     for directory in directories:
-        yield from run(f"disk {directory}", (_Disk(directory, speed).look,))
+        yield from run(f"disk {directory}", (_Disk(directory, speed).spill_directory,))
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class _Disk:
     def topic(self) -> str:
         return f"disk {self.directory}"
 
-    def look(self) -> Iterator[Finding]:
+    def spill_directory(self) -> Iterator[Finding]:
         """Everything about it; stops where the next thing makes no sense any more."""
         reason = self._unusable()
         if reason:
@@ -82,8 +82,11 @@ class _Disk:
             )
 
     def _unusable(self) -> str:
-        if not self.directory.is_dir():
-            return "it is not there" if not self.directory.exists() else "it is not a directory"
+        try:
+            if not self.directory.is_dir():
+                return "it is not there" if not self.directory.exists() else "it is not a directory"
+        except OSError as error:  # a directory above it may not be searched
+            return error.strerror or str(error)
         if not os.access(self.directory, os.W_OK | os.X_OK):
             return f"user {os.geteuid()} may not write to it"
         return ""

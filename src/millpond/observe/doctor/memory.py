@@ -48,7 +48,9 @@ def _limit() -> Iterator[Finding]:
         "this process may use",
         format_bytes(least),
         f"set by {who}, the tightest of RAM and {groups} cgroup limit{'s' * (groups != 1)}; "
-        "shared pages are charged to the cgroup of whoever touches them first",
+        "shared pages are charged to the cgroup of whoever touches them first"
+        if groups
+        else "set by the RAM; no cgroup allows less",
         number=least,
     )
 
