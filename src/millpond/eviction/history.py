@@ -79,9 +79,8 @@ class Hand:
             when.insert(0, int(self._when[before]) if before < len(self._when) else 0)
         self._ends = np.concatenate([self._ends[:before], np.array(ends, np.uint64), self._ends[after:]])
         self._when = np.concatenate([self._when[:before], np.array(when, np.uint64), self._when[after:]])
-        if (
-            len(self._ends) > KEEP
-        ):  # every second place merges with its neighbour: each looks as if passed with the later one
+        if len(self._ends) > KEEP:
+            # Places merge with their neighbours in pairs, and look as if passed when the upper one was.
             odd = np.arange(len(self._ends)) % 2 == 1
             odd[-1] = True
             self._ends, self._when = self._ends[odd], self._when[odd]
@@ -109,9 +108,9 @@ class Floor:
             return self.value
         return max(self.value, float(worth(old, self._interpolate(old, self._times, self._values)).min()))
 
-    def at_access(self, candidates: NDArray[Any]) -> NDArray[np.float64]:
-        """The floor at the time of each candidate's last access."""
-        times, values = [*self._times, float(newest(candidates))], [*self._values, self.now(candidates)]
+    def at_access(self, candidates: NDArray[Any], now: float) -> NDArray[np.float64]:
+        """The floor at the time of each candidate's last access; `now`: as it is."""
+        times, values = [*self._times, float(newest(candidates))], [*self._values, now]
         return self._interpolate(candidates, times, values)
 
     @staticmethod
@@ -124,8 +123,8 @@ class Floor:
         """The first `count` of `order` go: the floor rises to the worth of the most precious of them."""
         if count == 0:
             return
-        value = worth(candidates, self.at_access(candidates))[order[:count]].max()
         time, floor = float(newest(candidates)), self.now(candidates)
+        value = worth(candidates, self.at_access(candidates, floor))[order[:count]].max()
         if not self._times or time > self._times[-1]:
             self._times, self._values = [*self._times, time][-KEEP:], [*self._values, floor][-KEEP:]
         self.value = max(floor, float(value))

@@ -55,7 +55,8 @@ class Gdsf(Policy):
         self._floor = Floor()
 
     def __call__(self, candidates: NDArray[Any]) -> Order:
-        return policies.gdsf(candidates, self._floor.at_access(candidates), self._floor.value)
+        floor = self._floor.now(candidates)
+        return policies.gdsf(candidates, self._floor.at_access(candidates, floor), floor)
 
     def took(self, candidates: NDArray[Any], order: Order, count: int) -> None:
         self._floor.took(candidates, order, count)
