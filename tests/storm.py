@@ -1,0 +1,226 @@
+"""Processes that use one store at random while some are killed and some are stopped; then the reckoning.
+
+Every operation is recorded, and the history checked (`history`). At the end the store must be sound, and
+nothing may be left in it: no object, no byte of memory in use, no file, no member.
+
+Run: python tests/storm.py [--seconds 60] [--processes 8] [--memory 64MiB] [--no-kill] [--seed N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import millpond
+from history import Recorder, Verdict, check, read
+from ponds import residue
+from workers import wait_until
+
+NAMES = 48
+KEEP = 12
+SIZES = (8, 100, 1000, 3000, 20_000, 100_000, 1_200_000)
+"""Items of 8 bytes: a value of each way that there is to disk."""
+SPAWN = multiprocessing.get_context("spawn")
+
+
+class Hand:
+    """One process at work."""
+
+    def __init__(self, address: str, history: Path, seed: int) -> None:
+        self._store = millpond.connect(address)
+        self._record = Recorder(history)
+        self._dice = random.Random(seed)
+        self._held: list[Any] = []
+        self._ways = (self._put, self._get, self._get, self._get, self._take, self._delete, self._spill)
+
+    def work(self) -> None:
+        """Until the process is ended."""
+        while True:
+            try:
+                self._dice.choice(self._ways)()
+            except millpond.ObjectNotFoundError:
+                pass  # a name that nobody has given yet
+            except (millpond.StoreFullError, millpond.StoreBusyError, millpond.SpillError):
+                self._held.clear()
+            while len(self._held) > KEEP:
+                self._held.pop(self._dice.randrange(len(self._held)))
+
+    def _name(self) -> str:
+        return f"name {self._dice.randrange(NAMES)}"
+
+    def _put(self) -> None:
+        seed = self._dice.getrandbits(60) | 1
+        value = np.full(self._dice.choice(SIZES), seed, np.uint64)
+        number = self._record.begin("put")
+        ref = self._store.put({"seed": seed, "value": value} if seed & 2 else value)
+        self._record.end(number, "ok", ref.id, seed)
+        self._store._name_set(self._name(), ref, True)
+        self._held.append(ref)
+
+    def _take(self) -> None:
+        self._held.append(self._store.lookup(self._name()))
+
+    def _get(self) -> None:
+        if not self._held:
+            return
+        ref = self._dice.choice(self._held)
+        number = self._record.begin("get", ref.id)
+        seed = 0
+        try:
+            seed = _seed_of(ref.get(timeout=20))
+            outcome = "ok" if seed else "wrong"
+        except millpond.ObjectDeletedError:
+            outcome = "deleted"
+        except millpond.ObjectLostError:
+            outcome = "lost"
+        except millpond.ObjectNotFoundError:
+            outcome = "missing"
+        except (millpond.MillpondError, OSError) as error:
+            outcome = type(error).__name__
+        self._record.end(number, outcome, seed=seed)
+
+    def _delete(self) -> None:
+        if self._held and self._dice.random() < 0.3:
+            ref = self._held.pop(self._dice.randrange(len(self._held)))
+            number = self._record.begin("delete", ref.id)
+            self._store.delete(ref)
+            self._record.end(number, "ok")
+
+    def _spill(self) -> None:
+        if self._held:
+            self._store.spill(self._held[: self._dice.randrange(4)])
+
+
+def _seed_of(value: Any) -> int:
+    """What every item of the value says; 0: they differ."""
+    array = value["value"] if isinstance(value, dict) else value
+    first = int(array[0])
+    whole = bool((array == first).all()) and (not isinstance(value, dict) or value["seed"] == first)
+    return first if whole else 0
+
+
+def _run(address: str, history: Path, seed: int) -> None:
+    Hand(address, history, seed).work()
+
+
+@dataclass
+class Outcome:
+    """What a storm was, and what it left."""
+
+    kills: int
+    stops: int
+    verdict: Verdict
+    left: dict[str, Any]
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.verdict.faults and not self.left
+
+
+class Storm:
+    """The processes, and what comes over them."""
+
+    def __init__(self, store: millpond.Store, directory: Path, processes: int, seed: int) -> None:
+        self._store, self._directory = store, directory
+        self._dice = random.Random(seed)
+        self._started = self.kills = self.stops = 0
+        self._processes = [self._start() for _ in range(processes)]
+
+    def _start(self) -> Any:
+        self._started += 1
+        arguments = (
+            self._store.address,
+            self._directory / f"{self._started}.log",
+            self._dice.getrandbits(60),
+        )
+        process = SPAWN.Process(target=_run, args=arguments, daemon=True)
+        process.start()
+        return process
+
+    def rage(self, seconds: float, kill: bool) -> None:
+        """For so long somebody is stopped or killed, some five times a second."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            time.sleep(self._dice.uniform(0.05, 0.4))
+            at = self._dice.randrange(len(self._processes))
+            if not self._processes[at].is_alive():
+                raise AssertionError(f"a process ended by itself with {self._processes[at].exitcode}")
+            if self._dice.random() < 0.3:
+                self._stop(self._processes[at])
+            elif kill:
+                self._kill(at)
+
+    def _stop(self, process: Any) -> None:
+        self.stops += 1
+        os.kill(process.pid, signal.SIGSTOP)
+        time.sleep(self._dice.uniform(0.01, 0.6))
+        os.kill(process.pid, signal.SIGCONT)
+
+    def _kill(self, at: int) -> None:
+        self.kills += 1
+        self._processes[at].kill()
+        self._processes[at].join()
+        self._processes[at] = self._start()
+
+    def end(self) -> Outcome:
+        """Kills them all, and reckons."""
+        for process in self._processes:
+            process.kill()
+            process.join()
+        for number in range(NAMES):
+            with suppress(millpond.ObjectNotFoundError):
+                self._store.delete(f"name {number}")
+        with suppress(AssertionError):
+            wait_until(lambda: not residue(self._store), timeout=20)
+        events = [event for path in sorted(self._directory.glob("*.log")) for event in read(path)]
+        return Outcome(self.kills, self.stops, check(events), residue(self._store))
+
+
+def run(seconds: float, processes: int, memory: str, kill: bool, seed: int) -> Outcome:
+    """One storm, in directories of its own."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="storm-") as name:
+        directory = Path(name)
+        os.environ["MILLPOND_DIR"] = str(directory / "registry")
+        with millpond.Store(memory, spill_dir=directory / "spill") as store:
+            storm = Storm(store, directory, processes, seed)
+            storm.rage(seconds, kill)
+            return storm.end()
+
+
+def main() -> int:
+    """0: nothing is wrong."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--processes", type=int, default=8)
+    parser.add_argument("--memory", default="64MiB")
+    parser.add_argument("--no-kill", action="store_true")
+    parser.add_argument("--seed", type=int, default=time.time_ns())
+    args = parser.parse_args()
+    outcome = run(args.seconds, args.processes, args.memory, not args.no_kill, args.seed)
+    verdict = outcome.verdict
+    for fault in [*verdict.faults[:20], *map(str, outcome.left.items())]:
+        print(fault)
+    print(
+        f"{verdict.gets} gets checked, {verdict.refusals} refused, {outcome.kills} kills, {outcome.stops} stops, "
+        f"{args.seconds:g} s, seed {args.seed}: {len(verdict.faults) + len(outcome.left)} violations"
+    )
+    return 0 if outcome.sound else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""The check of histories sees what cannot have been; a short storm with deaths has none of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import storm
+from history import NEVER, Event, Recorder, check, read
+
+PUT = Event("put", "a", 0, 10, "ok", 7)
+DELETE = Event("delete", "a", 100, 200, "ok", 0)
+
+
+@pytest.mark.parametrize(
+    ("get", "fault"),
+    [
+        (Event("get", "a", 20, 30, "ok", 7), False),
+        (Event("get", "a", 150, 300, "ok", 7), False),
+        (Event("get", "a", 150, 160, "deleted", 0), False),
+        (Event("get", "a", 300, 310, "deleted", 0), False),
+        (Event("get", "a", 20, 30, "ok", 8), True),
+        (Event("get", "a", 20, 30, "wrong", 0), True),
+        (Event("get", "a", 201, 300, "ok", 7), True),
+        (Event("get", "a", 20, 99, "deleted", 0), True),
+        (Event("get", "a", 20, 30, "missing", 0), True),
+        (Event("get", "a", 20, 30, "lost", 0), True),
+        (Event("get", "a", 20, 30, "StoreFullError", 0), False),
+        (Event("get", "a", 300, NEVER, "killed", 0), False),
+    ],
+)
+def test_what_can_have_been(get: Event, fault: bool) -> None:
+    assert bool(check([PUT, DELETE, get]).faults) == fault
+
+
+def test_a_delete_that_was_killed_may_have_happened() -> None:
+    killed = DELETE._replace(end=NEVER, outcome="killed")
+    for outcome in ("ok", "deleted"):
+        assert check([PUT, killed, Event("get", "a", 300, 310, outcome, 7)]).faults == []
+
+
+def test_recorded_is_read(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "log")
+    first = recorder.begin("put")
+    recorder.end(first, "ok", "a", 7)
+    recorder.begin("get", "a")
+    with open(tmp_path / "log", "a") as file:
+        file.write('{"n": 2, "out"')  # killed while it wrote
+    put, get = read(tmp_path / "log")
+    assert (put.operation, put.object, put.outcome, put.seed) == ("put", "a", "ok", 7)
+    assert put.start <= put.end < get.start
+    assert (get.object, get.end, get.outcome) == ("a", NEVER, "killed")
+
+
+@pytest.mark.parametrize("kill", [False, True])
+def test_a_storm(kill: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MILLPOND_DIR", "")  # put back afterwards
+    outcome = storm.run(seconds=6, processes=4, memory="24MiB", kill=kill, seed=1)
+    assert outcome.verdict.faults == []
+    assert outcome.left == {}
+    assert outcome.verdict.gets > 100
+    assert bool(outcome.kills) == kill
