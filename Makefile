@@ -10,7 +10,7 @@ SOURCES := setup.py $(shell find src/millpond -name '*.py' -o -name '*.pyi' -o -
 KERNEL := $(wildcard src/millpond/kernel/*.c)
 STRICT := -O2 -std=gnu11 -Wall -Wextra -Werror -fvisibility=hidden -pthread -Isrc/millpond/kernel
 
-.PHONY: help venv demo test nightly check check-style check-types check-kernel check-instructions failpoints bench stress clean
+.PHONY: help venv demo test nightly check check-style check-types check-kernel check-instructions failpoints proof storm bench stress clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,17 @@ test: venv failpoints ## run the tests (ARGS="-k name" to choose)
 
 nightly: venv failpoints ## the tests that sample, in full: every hit of every failpoint, 2000 examples of the model
 	MILLPOND_NIGHTLY=1 $(BIN)/pytest $(ARGS)
+
+proof: venv failpoints ## everything that is sampled elsewhere, in full, with its counts (under an hour)
+	$(MAKE) -C tests/kernel test
+	MP_ROUNDS=1000000 build/kernel-tests/plain/test_hostile
+	$(BIN)/python tests/kernel/mutants.py
+	cd tests && ../$(BIN)/python -m explorer
+	MILLPOND_NIGHTLY=1 $(BIN)/pytest tests/test_failpoints.py tests/test_model.py
+	$(BIN)/python tests/storm.py --seconds 300
+
+storm: venv ## half an hour of kills and stops over eight processes
+	$(BIN)/python tests/storm.py --seconds 1800
 
 check: check-style check-types check-kernel check-instructions ## lint, types, the kernel's warnings, C tests, sanitizers, instruction counts
 

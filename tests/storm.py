@@ -215,9 +215,10 @@ def main() -> int:
     verdict = outcome.verdict
     for fault in [*verdict.faults[:20], *map(str, outcome.left.items())]:
         print(fault)
+    violations = len(verdict.faults) + len(outcome.left)
     print(
-        f"{verdict.gets} gets checked, {verdict.refusals} refused, {outcome.kills} kills, {outcome.stops} stops, "
-        f"{args.seconds:g} s, seed {args.seed}: {len(verdict.faults) + len(outcome.left)} violations"
+        f"{verdict.gets} gets checked, {verdict.refusals} refused, {outcome.kills} kills, "
+        f"{outcome.stops} stops, {args.seconds:g} s, seed {args.seed}: {violations} violations"
     )
     return 0 if outcome.sound else 1
 
