@@ -4,13 +4,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 CC ?= gcc
+ROUNDS ?= 48
 BIN := $(VENV)/bin
 SOURCES := setup.py $(shell find src/millpond -name '*.py' -o -name '*.pyi' -o -name '*.py[xd]' \
 	-o -name '*.pxi' -o -name '*.[ch]' -o -name py.typed)
 KERNEL := $(wildcard src/millpond/kernel/*.c)
 STRICT := -O2 -std=gnu11 -Wall -Wextra -Werror -fvisibility=hidden -pthread -Isrc/millpond/kernel
 
-.PHONY: help venv demo test nightly check check-style check-types check-kernel check-instructions failpoints proof storm bench stress clean
+.PHONY: help venv demo test nightly check check-style check-types check-kernel check-instructions failpoints proof storm soak bench stress clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +68,9 @@ proof: venv failpoints ## everything that is sampled elsewhere, in full, with it
 
 storm: venv ## half an hour of kills and stops over eight processes
 	$(BIN)/python tests/storm.py --seconds 1800
+
+soak: venv ## eight hours of it, with an account of memory, descriptors, threads and files
+	$(BIN)/python tests/storm.py --seconds 600 --rounds $(ROUNDS)
 
 check: check-style check-types check-kernel check-instructions ## lint, types, the kernel's warnings, C tests, sanitizers, instruction counts
 

@@ -3,7 +3,10 @@
 Every operation is recorded, and the history checked (`history`). At the end the store must be sound, and
 nothing may be left in it: no object, no byte of memory in use, no file, no member.
 
-Run: python tests/storm.py [--seconds 60] [--processes 8] [--memory 64MiB] [--no-kill] [--seed N]
+A soak is many rounds in one store: what this process has (memory, descriptors, threads) and what the table
+has taken must be the same after the last round as after the first.
+
+Run: python tests/storm.py [--seconds 60] [--rounds 1] [--processes 8] [--memory 64MiB] [--no-kill] [--seed N]
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import argparse
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -22,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 import millpond
 from history import Recorder, Verdict, check, read
@@ -30,6 +35,8 @@ from workers import wait_until
 
 NAMES = 48
 KEEP = 12
+SLACK_BYTES = 32 << 20
+"""What may come and go in the memory of a process without being a leak."""
 SIZES = (8, 100, 1000, 3000, 20_000, 100_000, 1_200_000)
 """Items of 8 bytes: a value of each way that there is to disk."""
 SPAWN = multiprocessing.get_context("spawn")
@@ -124,11 +131,6 @@ class Outcome:
     verdict: Verdict
     left: dict[str, Any]
 
-    @property
-    def sound(self) -> bool:
-        """Whether nothing is wrong."""
-        return not self.verdict.faults and not self.left
-
 
 class Storm:
     """The processes, and what comes over them."""
@@ -189,15 +191,36 @@ class Storm:
         return Outcome(self.kills, self.stops, check(events), residue(self._store))
 
 
-def run(seconds: float, processes: int, memory: str, kill: bool, seed: int) -> Outcome:
-    """One storm, in directories of its own."""
+def account(store: millpond.Store) -> dict[str, int]:
+    """What this process and the table have taken."""
+    process = psutil.Process()
+    return {
+        "private memory": process.memory_full_info().uss // SLACK_BYTES,
+        "descriptors": process.num_fds(),
+        "threads": process.num_threads(),
+        "table": store.stats().table_bytes // (1 << 20),
+    }
+
+
+def run(seconds: float, processes: int, memory: str, kill: bool, seed: int, rounds: int = 1) -> list[Outcome]:
+    """One storm after another over one store, in directories of its own."""
+    outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="storm-") as name:
         directory = Path(name)
         os.environ["MILLPOND_DIR"] = str(directory / "registry")
         with millpond.Store(memory, spill_dir=directory / "spill") as store:
-            storm = Storm(store, directory, processes, seed)
-            storm.rage(seconds, kill)
-            return storm.end()
+            first: dict[str, int] = {}
+            for number in range(rounds):
+                (log := directory / str(number)).mkdir()
+                storm = Storm(store, log, processes, seed + number)
+                storm.rage(seconds, kill)
+                outcomes.append(storm.end())
+                now = account(store)
+                first = first or now
+                grown = {key: (first[key], now[key]) for key in now if now[key] > first[key] + 1}
+                outcomes[-1].left.update(grown)
+                shutil.rmtree(log)
+    return outcomes
 
 
 def main() -> int:
@@ -206,21 +229,28 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--memory", default="64MiB")
     parser.add_argument("--no-kill", action="store_true")
     parser.add_argument("--seed", type=int, default=time.time_ns())
     args = parser.parse_args()
-    outcome = run(args.seconds, args.processes, args.memory, not args.no_kill, args.seed)
-    verdict = outcome.verdict
-    for fault in [*verdict.faults[:20], *map(str, outcome.left.items())]:
-        print(fault)
-    violations = len(verdict.faults) + len(outcome.left)
+    outcomes = run(args.seconds, args.processes, args.memory, not args.no_kill, args.seed, args.rounds)
+    for outcome in outcomes:
+        for fault in [*outcome.verdict.faults[:20], *map(str, outcome.left.items())]:
+            print(fault)
+    gets, refusals, kills, stops, violations = map(sum, zip(*map(_figures, outcomes), strict=True))
     print(
-        f"{verdict.gets} gets checked, {verdict.refusals} refused, {outcome.kills} kills, "
-        f"{outcome.stops} stops, {args.seconds:g} s, seed {args.seed}: {violations} violations"
+        f"{gets} gets checked, {refusals} refused, {kills} kills, {stops} stops, "
+        f"{args.rounds} times {args.seconds:g} s, seed {args.seed}: {violations} violations"
     )
-    return 0 if outcome.sound else 1
+    return 1 if violations else 0
+
+
+def _figures(outcome: Outcome) -> tuple[int, ...]:
+    verdict = outcome.verdict
+    wrong = len(verdict.faults) + len(outcome.left)
+    return verdict.gets, verdict.refusals, outcome.kills, outcome.stops, wrong
 
 
 if __name__ == "__main__":
