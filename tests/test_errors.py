@@ -70,6 +70,13 @@ def test_survives_pickling_with_message_cause_notes_and_type(cls: type[Exception
     assert copy.__notes__ == ["seen by the spiller"]
 
 
+@pytest.mark.parametrize("cls", CLASSES)
+def test_is_made_as_libraries_make_it(cls: type[Exception]) -> None:
+    """Without its __init__: so does tblib, which Dask installs for all exceptions."""
+    error = cls.__new__(cls, MESSAGE)
+    assert error.args == (MESSAGE,)
+
+
 def test_spill_error_keeps_errno_and_file_name() -> None:
     error = errors.SpillError(errno.ENOSPC, "the disk is full", "/spill/1.seg")
     copy = pickle.loads(pickle.dumps(error))

@@ -28,7 +28,7 @@ class MillpondError(Exception):
     """Base of all errors of this package. Catch it to catch them all."""
 
 
-class StoreFullError(MillpondError, MemoryError):
+class StoreFullError(MemoryError, MillpondError):  # in this order: __new__ must be that of the first base
     """No room for a new object, in memory or on disk, or a fixed pool of the store is used up.
 
     The machine's or the configuration's limit, nobody's mistake. Nothing was stored and nothing
