@@ -68,6 +68,9 @@ class FakeTable:
         if segment in self.segments and self.segments[segment][0] == segment_id:
             del self.segments[segment]
 
+    def segment_punched(self, segment: int, segment_id: int, nbytes: int) -> None:
+        assert self.segments[segment][0] == segment_id
+
     def segment_info(self, segment: int) -> tuple[int, int, int, int, int] | None:
         entry = self.segments.get(segment)
         return None if entry is None else (entry[0], entry[1], entry[2], entry[3], entry[4])
@@ -223,6 +226,10 @@ class Failing(System):
     def fdatasync(self, fd: int) -> None:
         self._count("fdatasync")
         super().fdatasync(fd)
+
+    def punch(self, fd: int, offset: int, length: int) -> None:
+        self._count("punch")
+        super().punch(fd, offset, length)
 
     def unlink(self, path: str) -> None:
         self._count("unlink")

@@ -37,8 +37,10 @@ def store(tmp_path: Path) -> Iterator[millpond.Store]:
 
 
 @pytest.fixture
-def directories(store: millpond.Store, tmp_path: Path) -> Directories:
-    return Directories([tmp_path / "store"], store.uuid, floor=0)
+def directories(store: millpond.Store, tmp_path: Path) -> Iterator[Directories]:
+    directories = Directories([tmp_path / "store"], store.uuid, floor=0)
+    yield directories
+    directories.close()
 
 
 def everything(store: millpond.Store, limit: int = 1 << 40) -> Batch:

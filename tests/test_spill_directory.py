@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,9 +43,7 @@ def link(path: Path) -> None:
 
 
 def file_instead(path: Path) -> None:
-    for name in path.iterdir():
-        name.rmdir()
-    path.rmdir()
+    shutil.rmtree(path)
     path.write_bytes(b"")
 
 
@@ -188,7 +187,7 @@ def test_one_that_failed_is_asked_last_for_a_while(tmp_path: Path, monkeypatch: 
     now = 100.0
     monkeypatch.setattr("time.monotonic", lambda: now)
     directories = Directories([tmp_path / name for name in "ab"], UUID)
-    directories.note_failure(0)
+    directories.note_failure(0, OSError(errno.EIO, "broken"))
     assert {directories.pick(4096, {}) for _ in range(4)} == {1}
     assert directories.pick(4096, {1: OSError()}) == 0
     now += directory.RETRY_S

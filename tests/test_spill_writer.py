@@ -80,6 +80,7 @@ class Place:
         sweep_dead(self.table, self.directories)
         assert self.table.segments == {}
         assert self.files() == []
+        self.directories.close()
 
 
 @pytest.fixture
@@ -190,16 +191,16 @@ def test_segments_roll(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_segment_goes_when_its_last_record_is_dead(place: Place) -> None:
     batch = FakeBatch(place.table, [noise(1000), noise(2000)])
-    place.writer.roll_dead()
+    place.writer.roll_sparse()
     place.writer.clean(batch, evict=True)
     for index in range(2):
-        place.writer.roll_dead()
+        place.writer.roll_sparse()
         assert sweep_dead(place.table, place.directories) == 0
         place.table.drop(batch.key(index))
     with place.writer._turn():
-        place.writer.roll_dead()
+        place.writer.roll_sparse()
         assert place.table.open_segments == 1, "not while somebody writes"
-    place.writer.roll_dead()
+    place.writer.roll_sparse()
     assert sweep_dead(place.table, place.directories) == 1
 
 

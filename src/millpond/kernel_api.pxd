@@ -200,6 +200,15 @@ cdef extern from "kernel.h" nogil:
         uint32_t pins
         uint8_t state
         uint8_t clean
+    ctypedef struct mp_segment_row:
+        uint64_t id
+    ctypedef struct mp_page_map:
+        const uint64_t *bases
+        uint64_t *bits
+        uint32_t segments
+    ctypedef struct mp_record:
+        uint64_t birth
+        uint32_t entry
     ctypedef void (*mp_fault_ptr "mp_fault *")(void *context, const char *text) noexcept
 
     void mp_geometry_plan(mp_geometry *geometry, uint64_t arena_bytes, uint32_t entries, uint32_t tokens,
@@ -249,7 +258,6 @@ cdef extern from "kernel.h" nogil:
     mp_code mp_restore_end(mp_member *m, uint32_t entry, uint64_t birth, int state)
     void mp_restore_step(mp_member *m, uint32_t entry)
     mp_code mp_lose(mp_member *m, uint32_t entry, uint64_t birth)
-    mp_code mp_drop_place(mp_member *m, uint32_t entry, uint64_t birth)
     void mp_wait(mp_member *m, uint32_t entry, uint64_t birth, int64_t slice_ns)
 
     mp_code mp_contain(mp_member *m, uint32_t entry, uint64_t birth, const uint32_t *targets, const uint64_t *births,
@@ -267,6 +275,14 @@ cdef extern from "kernel.h" nogil:
     uint32_t mp_segment_dead(mp_member *m, uint32_t start)
     mp_code mp_segment_read(mp_member *m, uint32_t segment, mp_segment *copy)
     mp_code mp_segment_forget(mp_member *m, uint32_t segment, uint64_t id)
+    mp_code mp_segment_punched(mp_member *m, uint32_t segment, uint64_t id, uint64_t bytes)
+    mp_code mp_segments(mp_member *m, uint32_t *cursor, mp_segment_row *rows, uint32_t count, uint32_t *found)
+    uint32_t mp_entries_backed(const mp_member *m)
+    mp_code mp_live_pages(mp_member *m, uint32_t *cursor, const mp_page_map *map)
+    mp_code mp_records(mp_member *m, uint32_t *cursor, const uint8_t *wanted, uint32_t segments, mp_record *rows,
+                       uint32_t count, uint32_t *found)
+    mp_code mp_place_move(mp_member *m, const mp_record *record, uint32_t segment, uint64_t offset)
+    mp_code mp_drop_place(mp_member *m, uint32_t entry, uint64_t birth)
 
     uint64_t mp_extent_bytes(uint64_t size)
     mp_code mp_grow(mp_member *m, uint64_t size)

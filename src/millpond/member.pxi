@@ -312,6 +312,11 @@ cdef class Member:
         with nogil:
             mp_segment_forget(&self.m, segment, id)
 
+    def segment_punched(self, uint32_t segment, uint64_t id, uint64_t nbytes):
+        """All that a closed segment could give back, `nbytes` in total, is given back."""
+        with nogil:
+            mp_segment_punched(&self.m, segment, id, nbytes)
+
     # --- background work and inspection ---
 
     def _reap(self):

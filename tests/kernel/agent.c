@@ -45,6 +45,14 @@ static void write_value(uint8_t *to, uint64_t birth, uint64_t size) {
     }
 }
 
+static bool is_value(const uint8_t *from, uint64_t birth, uint64_t size) {
+    for (uint64_t at = 0; at < size; at += 8) {
+        uint64_t word = agent_word(birth, at);
+        if (memcmp(from + at, &word, size - at < 8 ? size - at : 8) != 0) return false;
+    }
+    return true;
+}
+
 static void verify_value(const uint8_t *from, uint64_t birth, uint64_t size) {
     for (uint64_t at = 0; at < size; at += 8) {
         uint64_t word = agent_word(birth, at), found = word;
@@ -149,6 +157,66 @@ static void clean(agent *a, uint64_t id, bool evict) {
     code = mp_clean_publish(a->m, entry_of(id), birth_of(id), &place, evict);
     CHECK(code == MP_OK || code == MP_NOT_FOUND || code == MP_IS_PINNED);
     if (code == MP_OK) a->spills++;
+}
+
+/* --- disk space that comes back --- */
+
+/* Nobody pins what is moved: it may die meanwhile and its bytes be punched, which the verification finds. */
+__attribute__((no_sanitize("thread"))) static void copy_unpinned(uint8_t *to, const uint8_t *from, uint64_t size) {
+    for (uint64_t i = 0; i < size; i++) to[i] = ((const volatile uint8_t *)from)[i];
+}
+
+static void move_record(agent *a, const mp_record *record) {
+    static _Thread_local uint8_t value[200000];
+    mp_place place;
+    if (record->size > sizeof value) return;
+    copy_unpinned(value, disk_at(a, record->segment, record->offset), record->size);
+    if (!is_value(value, record->birth, record->size) || !append(a, value, record->size, &place)) return;
+    mp_code code = mp_place_move(a->m, record, a->segment, place.offset);
+    CHECK(code == MP_OK || code == MP_NOT_FOUND || code == MP_IS_PINNED);
+    if (code == MP_OK) a->moves++;
+}
+
+static void rewrite(agent *a) {
+    uint8_t wanted[SEGMENTS] = {0};
+    mp_record rows[8];
+    uint32_t found;
+    for (uint32_t s = 1; s < SEGMENTS; s++) wanted[s] = s != a->segment;
+    for (uint32_t cursor = 0; cursor < mp_entries_backed(a->m) && chance(a, 90);) {
+        if (mp_records(a->m, &cursor, wanted, SEGMENTS, rows, 8, &found) != MP_OK) return;
+        for (uint32_t i = 0; i < found; i++) move_record(a, &rows[i]);
+    }
+}
+
+/* What is punched is overwritten: whoever reads it after all gets wrong bytes. */
+static uint64_t punch(uint8_t *disk, const uint64_t *bits, uint64_t pages) {
+    uint64_t punched = 0;
+    for (uint64_t page = 0; page < pages; page++) {
+        if (bits[page / 64] >> (page % 64) & 1) continue;
+        memset(disk + page * MP_PAGE, 0xdd, MP_PAGE);
+        punched += MP_PAGE;
+    }
+    return punched;
+}
+
+static void punch_segment(agent *a) {
+    uint64_t bases[SEGMENTS + 1] = {0}, bits[SEGMENT_BYTES / MP_PAGE / 64] = {0};
+    uint32_t chosen = 1 + (uint32_t)random_below(&a->random, SEGMENTS - 1);
+    mp_segment segment;
+    if (mp_segment_read(a->m, chosen, &segment) != MP_OK || segment.size > SEGMENT_BYTES) return;
+    if (atomic_load(&segment.state) != MP_SEGMENT_CLOSED) return;
+    uint64_t pages = segment.size / MP_PAGE;
+    for (uint32_t s = chosen + 1; s <= SEGMENTS; s++) bases[s] = pages;
+    mp_page_map map = {.bases = bases, .bits = bits, .segments = SEGMENTS};
+    for (uint32_t cursor = 0; cursor < mp_entries_backed(a->m);)
+        if (mp_live_pages(a->m, &cursor, &map) != MP_OK) return;
+    mp_segment now; /* its number may be another file's by now, which the disk of this test would mix up */
+    if (mp_segment_read(a->m, chosen, &now) != MP_OK || now.id != segment.id) return;
+    if (atomic_load(&now.state) != MP_SEGMENT_CLOSED) return;
+    uint64_t punched = punch(disk_at(a, chosen, 0), bits, pages);
+    mp_code code = mp_segment_punched(a->m, chosen, segment.id, punched);
+    CHECK(code == MP_OK || code == MP_NOT_FOUND);
+    if (code == MP_OK) a->punches++;
 }
 
 /* --- room --- */
@@ -362,7 +430,7 @@ static void end_value(agent *a) {
 }
 
 static void housekeep(agent *a) {
-    switch (random_below(&a->random, 8)) {
+    switch (random_below(&a->random, 10)) {
     case 0: mp_reap_dead(a->m); break;
     case 6: mp_empty_blocks(a->m, 1 + random_below(&a->random, 1 << 20)); break;
     case 1: mp_shrink(a->m, 1 + random_below(&a->random, 1 << 20)); break;
@@ -375,6 +443,8 @@ static void housekeep(agent *a) {
         if (own_ref(a)) mp_drop_place(a->m, entry_of(a->refs[0]), birth_of(a->refs[0]));
         break;
     case 5: mp_drain(a->m); break;
+    case 7: rewrite(a); break;
+    case 8: punch_segment(a); break;
     default:
         if (a->ref_count == 0) break;
         mp_drop_later(a->m, entry_of(a->refs[0])); /* and mp_drain does it */

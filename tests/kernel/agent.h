@@ -28,7 +28,7 @@ typedef struct agent {
     uint64_t refs[AGENT_REFS], views[8];
     uint32_t ref_count, view_count, segment;
     uint64_t segment_id;
-    uint64_t reads, restores, spills; /* how much it did */
+    uint64_t reads, restores, spills, moves, punches; /* how much it did */
 } agent;
 
 /* Shared with children: what they spilled outlives them. */

@@ -156,6 +156,9 @@ int main(void) {
     FIELD(mp_header, room_wanted);
     FIELD(mp_header, reserved1);
     FIELD(mp_header, recoveries);
+    FIELD(mp_header, move_offset);
+    FIELD(mp_header, move_segment);
+    FIELD(mp_header, move_entry);
     FIELD(mp_header, pool_entries);
     FIELD(mp_header, pool_tokens);
     FIELD(mp_header, pool_edges);

@@ -96,6 +96,27 @@ static void anything(void) {
     leave();
 }
 
+static void move_a_record(void) {
+    uint8_t wanted[64] = {0};
+    uint32_t entry, cursor = 0, found, segments[2];
+    uint64_t birth, id, offset;
+    mp_place place = {.length = 4096};
+    mp_record row;
+    for (uint32_t i = 0; i < 2; i++) {
+        CHECK_EQ(mp_segment_open(&member, 0, &segments[i], &id), MP_OK);
+        CHECK_EQ(mp_segment_reserve(&member, segments[i], 4096, &offset), MP_OK);
+    }
+    place.segment = segments[0];
+    CHECK_EQ(mp_draft_bare(&member, 100, &entry, &birth), MP_OK);
+    CHECK_EQ(mp_settle(&member, entry, birth, &place), MP_OK);
+    wanted[segments[0]] = 1;
+    CHECK_EQ(mp_records(&member, &cursor, wanted, 64, &row, 1, &found), MP_OK);
+    CHECK_EQ(found, 1);
+    CHECK_EQ(mp_place_move(&member, &row, segments[1], 0), MP_OK);
+    CHECK_EQ(mp_drop(&member, entry, -1), MP_OK);
+    for (uint32_t i = 0; i < 2; i++) mp_segment_close(&member, segments[i]);
+}
+
 /* What agents do seldom or never. */
 static void rarities(void) {
     uint32_t entry, segment, token;
@@ -109,7 +130,6 @@ static void rarities(void) {
     place.segment = segment;
     CHECK_EQ(mp_draft_bare(&member, 100, &entry, &birth), MP_OK);
     CHECK_EQ(mp_settle(&member, entry, birth, &place), MP_OK);
-    CHECK_EQ(mp_segment_punched(&member, segment, seg_id, 4096), MP_OK);
     CHECK_EQ(mp_place_read(&member, entry, birth, &place, &size), MP_IS_SPILLED);
     while (mp_restore_begin(&member, entry, birth, &offset) == MP_NO_ROOM)
         CHECK_EQ(mp_grow(&member, size), MP_OK);
@@ -125,7 +145,9 @@ static void rarities(void) {
     mp_unpin(&member, entry, MP_ONE_OP);
     CHECK_EQ(mp_drop(&member, entry, -1), MP_OK);
     mp_segment_close(&member, segment);
+    CHECK_EQ(mp_segment_punched(&member, segment, seg_id, 4096), MP_OK);
     CHECK_EQ(mp_segment_forget(&member, segment, seg_id), MP_OK);
+    move_a_record();
     id = agent_create(&worker, 300000);
     entry = (uint32_t)(id & 0xffff);
     birth = id >> 16;
@@ -211,7 +233,7 @@ static void die_inside(void) {
         "evict.evicting",  "evict.spilled",      "bury.extent",     "bury.place",       "draft.held",
         "draft.born",      "arena.carve.cut",    "arena.slot.taken", "arena.release.unbinned",
         "place.set",       "token.issued",       "name.set",         "restore.allocated",
-        "segment.closed",  "arena.grown.marked", "arena.punch.carved", "collect.garbage",
+        "segment.closed",  "move.decided",       "move.offset",     "arena.grown.marked", "arena.punch.carved", "collect.garbage",
     };
     for (uint32_t tries = 0; tries < 100; tries++) { /* a run may pass by none of a name */
         const char *name = inside[salt++ % (sizeof inside / sizeof *inside)];

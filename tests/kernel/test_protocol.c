@@ -479,10 +479,12 @@ static void segments_live_as_long_as_their_records(void) {
     CHECK_EQ(mp_draft_bare(&a, 4000, &o.entry, &o.birth), MP_OK);
     mp_place place = {.offset = 4096, .length = 4096, .checksum = 5, .segment = segment};
     CHECK_EQ(mp_settle(&a, o.entry, o.birth, &place), MP_OK);
-    CHECK_EQ(mp_segment_punched(&a, segment, id, 4096), MP_OK);
-    CHECK_EQ(mp_segment_punched(&a, segment, id, 4097), MP_NOT_FOUND); /* more than there is */
-    CHECK_EQ(a.header->disk_bytes, 4096);
+    CHECK_EQ(mp_segment_punched(&a, segment, id, 4096), MP_NOT_FOUND); /* still OPEN: more may come */
     mp_segment_close(&a, segment);
+    CHECK_EQ(mp_segment_punched(&b, segment, id, 4096), MP_OK);
+    CHECK_EQ(mp_segment_punched(&a, segment, id, 4096), MP_OK); /* the total, again */
+    CHECK_EQ(mp_segment_punched(&a, segment, id, 8193), MP_NOT_FOUND); /* more than there is */
+    CHECK_EQ(a.header->disk_bytes, 4096);
     CHECK_EQ(mp_segment_dead(&a, 0), 0);
     CHECK_EQ(mp_segment_forget(&a, segment, id), MP_NOT_FOUND);
     CHECK_EQ(mp_segment_read(&b, segment, &copy), MP_OK);

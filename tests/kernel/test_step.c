@@ -17,8 +17,8 @@
 #endif
 #define UNTIL_THE_END UINT64_MAX
 
-static uint32_t entry, spilled;
-static uint64_t birth, spilled_birth;
+static uint32_t entry, other, spilled;
+static uint64_t birth, other_birth, spilled_birth;
 
 /* --- operations, after some preparation --- */
 
@@ -60,7 +60,7 @@ static void hand_off(void) {
 
 static void rename_it(void) {
     (void)mp_name_set(&member, "n1", 2, entry, birth, false);
-    (void)mp_name_set(&member, "n1", 2, spilled, spilled_birth, true);
+    (void)mp_name_set(&member, "n1", 2, other, other_birth, true); /* agents know the name, and read what it holds */
     (void)mp_name_remove(&member, "n1", 2);
 }
 
@@ -85,6 +85,9 @@ static void prepare(void) {
     uint64_t id = agent_create(&worker, 9000);
     entry = (uint32_t)(id & 0xffff);
     birth = id >> 16;
+    id = agent_create(&worker, 500);
+    other = (uint32_t)(id & 0xffff);
+    other_birth = id >> 16;
     CHECK_EQ(mp_segment_open(&member, 0, &segment, &seg_id), MP_OK);
     CHECK_EQ(mp_segment_reserve(&member, segment, 4096, &place.offset), MP_OK);
     place.segment = segment;

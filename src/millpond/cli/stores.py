@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from rich.markup import escape
 
@@ -10,6 +11,7 @@ import millpond
 from millpond.cli.arguments import Commands
 from millpond.errors import AttachError, MillpondError
 from millpond.observe.tables import console, stores_table
+from millpond.spill.directory import usual_bases
 from millpond.store import registry
 from millpond.units import format_bytes
 
@@ -21,6 +23,9 @@ def register(commands: Commands) -> None:
 
     gc = commands.add_parser("gc", help="remove what stores left whose processes are all gone")
     gc.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    gc.add_argument(
+        "--spill-dir", action="append", default=[], metavar="PATH", help="look for left-overs there, too"
+    )
     gc.set_defaults(run=run_gc)
 
 
@@ -63,7 +68,8 @@ def run_gc(args: argparse.Namespace) -> int:
     """Sweeps, and prints what went."""
     root = registry.root_of()
     with registry.locked(root):
-        removed = registry.sweep(root, dry_run=args.dry_run)
+        bases = [*usual_bases(), *map(Path, args.spill_dir)]
+        removed = registry.sweep(root, dry_run=args.dry_run, bases=bases)
     for each in removed:
         print(f"{each.path}  {format_bytes(each.bytes)}")
     if not removed:

@@ -194,7 +194,6 @@ mp_code mp_restore_begin(mp_member *m, uint32_t entry, uint64_t birth, uint64_t 
 mp_code mp_restore_end(mp_member *m, uint32_t entry, uint64_t birth, enum mp_state state); /* RESIDENT, SPILLED or LOST */
 void mp_restore_step(mp_member *m, uint32_t entry);
 mp_code mp_lose(mp_member *m, uint32_t entry, uint64_t birth); /* SPILLED -> LOST */
-mp_code mp_drop_place(mp_member *m, uint32_t entry, uint64_t birth); /* of a RESIDENT, unpinned entry */
 
 /* Waits for a DRAFT or RESTORING entry to change, at most slice_ns. */
 void mp_wait(mp_member *m, uint32_t entry, uint64_t birth, int64_t slice_ns);
@@ -227,10 +226,39 @@ mp_code mp_segment_open(mp_member *m, uint32_t directory, uint32_t *segment, uin
 mp_code mp_segment_reserve(mp_member *m, uint32_t segment, uint64_t bytes, uint64_t *offset);
 void mp_segment_close(mp_member *m, uint32_t segment);
 void mp_segment_retire(mp_member *m, uint32_t segment); /* the same, mutex held */
+bool mp_segment_mine(mp_member *m, uint32_t segment);   /* mutex held: OPEN, and this member appends to it */
+void mp_segment_vacate(mp_member *m, uint32_t segment, uint64_t bytes); /* mutex held: a place of that length is gone */
+/* All that could be punched in a CLOSED segment, bytes in total, is. */
 mp_code mp_segment_punched(mp_member *m, uint32_t segment, uint64_t id, uint64_t bytes);
+typedef struct mp_segment_row {
+    uint64_t id, size, live, punched;
+    uint32_t segment, directory, state, owner;
+} mp_segment_row;
+mp_code mp_segments(mp_member *m, uint32_t *cursor, mp_segment_row *rows, uint32_t count, uint32_t *found);
 uint32_t mp_segment_dead(mp_member *m, uint32_t from); /* next DEAD segment at or after from; 0 = none */
 mp_code mp_segment_read(mp_member *m, uint32_t segment, mp_segment *copy);
 mp_code mp_segment_forget(mp_member *m, uint32_t segment, uint64_t id); /* the file is unlinked */
+
+/* --- places.c: where disk copies are. The scans take a bounded number of entries in each call, and are over when
+ * cursor reaches mp_entries_backed --- */
+typedef struct mp_page_map { /* pages of segment s are the bits from bases[s] on, up to bases[s + 1] */
+    const uint64_t *bases;   /* one more than segments; equal for a segment that is not of interest */
+    uint64_t *bits;
+    uint32_t segments;
+} mp_page_map;
+mp_code mp_live_pages(mp_member *m, uint32_t *cursor, const mp_page_map *map); /* sets the bit of each page in use */
+typedef struct mp_record { /* the disk copy of an object that is alive and that nobody pins */
+    uint64_t birth, size, offset, length, checksum;
+    uint32_t entry, segment;
+    uint8_t codec, resident, pad[6];
+} mp_record;
+mp_code mp_records(mp_member *m, uint32_t *cursor, const uint8_t *wanted, uint32_t segments, mp_record *rows,
+                   uint32_t count, uint32_t *found);
+/* A copy of that record is whole on disk, in an OPEN segment of this member: the place becomes that. MP_NOT_FOUND:
+ * the record is not the object's place any more. MP_IS_PINNED: somebody may read it. */
+mp_code mp_place_move(mp_member *m, const mp_record *record, uint32_t segment, uint64_t offset);
+void mp_move_finish(mp_member *m); /* mutex held: what a dead member began */
+mp_code mp_drop_place(mp_member *m, uint32_t entry, uint64_t birth); /* of a RESIDENT, unpinned entry */
 
 /* --- arena.c: extents, commitment. Mutex held, except the two that call the system --- */
 uint64_t mp_extent_bytes(uint64_t size); /* what a value of size bytes occupies */
@@ -331,6 +359,10 @@ static inline uint8_t mp_stamp_reads(uint64_t stamp) {
 static inline uint32_t mp_entries_backed(const mp_member *m) {
     uint32_t high = atomic_load(&m->header->pool_entries.high);
     return high < m->geometry.entries ? high : m->geometry.entries;
+}
+static inline uint32_t mp_segments_backed(const mp_member *m) {
+    uint32_t high = atomic_load(&m->header->pool_segments.high);
+    return high < m->geometry.segments ? high : m->geometry.segments;
 }
 static inline uint64_t mp_bit(uint32_t slot) { return 1ull << (slot & 63u); }
 static inline _Atomic uint64_t *mp_pin_word(mp_entry *e, uint32_t slot) { return &e->pins[slot >> 6]; }

@@ -137,7 +137,7 @@ typedef struct mp_segment {
     uint64_t id;      /* names the file; unique in the store */
     uint64_t size;    /* bytes handed out to appends */
     uint64_t live;    /* (cache) bytes of records that places point to */
-    uint64_t punched; /* bytes given back to the filesystem */
+    uint64_t punched; /* bytes given back to the filesystem, of all that a closed segment could give */
     _Atomic uint32_t state;
     uint32_t owner;     /* slot that appends, while OPEN */
     uint32_t directory; /* index into the spill directories */
@@ -252,6 +252,10 @@ typedef struct mp_header {
     _Atomic uint32_t room_wanted;  /* somebody sleeps until something is freed */
     uint32_t reserved1;
     uint64_t recoveries;
+    /* a place that changes: what a death inside of that one hold of the mutex leaves to be finished */
+    uint64_t move_offset;
+    uint32_t move_segment;
+    _Atomic uint32_t move_entry; /* written last; 0 = none */
     mp_pool pool_entries, pool_tokens, pool_edges, pool_names, pool_segments, pool_spans;
     _Atomic uint64_t disk_bytes; /* (cache) sizes of the segments less what was punched */
     _Atomic uint32_t dead_segments; /* (cache) files that wait to be unlinked */

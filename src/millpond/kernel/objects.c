@@ -100,7 +100,7 @@ mp_code mp_seal(mp_member *m, uint32_t entry, uint64_t birth) {
 /* The place of a record that is whole on disk. Mutex held. */
 static mp_code record_place(mp_member *m, mp_entry *e, const mp_place *place) {
     uint32_t segment = atomic_load(&place->segment);
-    if (segment == 0 || segment >= m->geometry.segments) return MP_INVALID;
+    if (!mp_segment_mine(m, segment)) return MP_INVALID; /* what is closed gets no further records: its dead bytes stay dead */
     e->place.offset = place->offset;
     e->place.length = place->length;
     e->place.checksum = place->checksum;
@@ -119,13 +119,7 @@ void mp_place_free(mp_member *m, mp_entry *e) {
     if (segment == 0) return;
     atomic_store(&e->place.segment, 0);
     MP_FAILPOINT("place.freed");
-    if (segment >= m->geometry.segments) return;
-    mp_segment *s = &m->segments[segment];
-    s->live = s->live > e->place.length ? s->live - e->place.length : 0;
-    if (s->live == 0 && atomic_load(&s->state) == MP_SEGMENT_CLOSED) {
-        atomic_store(&s->state, MP_SEGMENT_DEAD);
-        atomic_fetch_add(&m->header->dead_segments, 1);
-    }
+    mp_segment_vacate(m, segment, e->place.length);
 }
 
 /* A put that found no room in memory: its record is on disk. */
@@ -267,16 +261,6 @@ mp_code mp_evict(mp_member *m, uint32_t entry, uint64_t birth) {
             mp_arena_free(m, atomic_load(&e->offset), atomic_load(&e->size), e->span);
         }
     }
-    mp_unlock(m);
-    return code;
-}
-
-mp_code mp_drop_place(mp_member *m, uint32_t entry, uint64_t birth) {
-    mp_code code = mp_lock(m, -1);
-    if (code != MP_OK) return code;
-    mp_entry *e = &m->entries[entry];
-    code = !resident(e, birth) ? MP_NOT_FOUND : mp_pinned(e) ? MP_IS_PINNED : MP_OK;
-    if (code == MP_OK) mp_place_free(m, e);
     mp_unlock(m);
     return code;
 }

@@ -102,6 +102,7 @@ static mp_code rebuild_segments(mp_member *m) {
 
 mp_code mp_rebuild(mp_member *m) {
     mp_header *h = m->header;
+    mp_move_finish(m);
     mp_pool_reset(&h->pool_entries);
     mp_pool_reset(&h->pool_tokens);
     mp_pool_reset(&h->pool_names);
@@ -243,6 +244,8 @@ static void check_edges(check *c) {
 static void check_segments(check *c) {
     mp_member *m = c->m;
     uint64_t disk = 0, placed = 0, live = 0;
+    if (atomic_load(&m->header->move_entry))
+        fault(c, "the place of entry %u changes outside a hold of the mutex", atomic_load(&m->header->move_entry));
     for (uint32_t i = 1; i < entries_backed(m); i++)
         if (atomic_load(&m->entries[i].place.segment)) placed += m->entries[i].place.length;
     for (uint32_t s = 1; s < segments_backed(m); s++) {

@@ -36,7 +36,7 @@ mp_code mp_segment_reserve(mp_member *m, uint32_t segment, uint64_t bytes, uint6
     if (code != MP_OK) return code;
     mp_segment *s = &m->segments[segment];
     uint64_t limit = atomic_load(&m->header->spill_limit);
-    if (atomic_load(&s->state) != MP_SEGMENT_OPEN || s->owner != m->slot)
+    if (!mp_segment_mine(m, segment))
         code = MP_INVALID;
     else if (bytes > limit || m->header->disk_bytes > limit - bytes)
         code = MP_DISK_LIMIT;
@@ -50,14 +50,31 @@ mp_code mp_segment_reserve(mp_member *m, uint32_t segment, uint64_t bytes, uint6
     return code;
 }
 
+bool mp_segment_mine(mp_member *m, uint32_t segment) {
+    if (segment == 0 || segment >= m->geometry.segments) return false;
+    mp_segment *s = &m->segments[segment];
+    return atomic_load(&s->state) == MP_SEGMENT_OPEN && s->owner == m->slot;
+}
+
+static void die_if_empty(mp_member *m, mp_segment *s) {
+    if (s->live != 0 || atomic_load(&s->state) != MP_SEGMENT_CLOSED) return;
+    atomic_store(&s->state, MP_SEGMENT_DEAD);
+    atomic_fetch_add(&m->header->dead_segments, 1);
+}
+
 void mp_segment_retire(mp_member *m, uint32_t segment) {
     mp_segment *s = &m->segments[segment];
     if (atomic_load(&s->state) != MP_SEGMENT_OPEN) return;
     atomic_store(&s->state, MP_SEGMENT_CLOSED);
     MP_FAILPOINT("segment.closed");
-    if (s->live != 0) return;
-    atomic_store(&s->state, MP_SEGMENT_DEAD);
-    atomic_fetch_add(&m->header->dead_segments, 1);
+    die_if_empty(m, s);
+}
+
+void mp_segment_vacate(mp_member *m, uint32_t segment, uint64_t bytes) {
+    if (segment >= m->geometry.segments) return;
+    mp_segment *s = &m->segments[segment];
+    s->live = s->live > bytes ? s->live - bytes : 0;
+    die_if_empty(m, s);
 }
 
 void mp_segment_close(mp_member *m, uint32_t segment) {
@@ -66,17 +83,21 @@ void mp_segment_close(mp_member *m, uint32_t segment) {
     mp_unlock(m);
 }
 
+/* bytes is a total, not a difference: whoever dies between punching and this call, or comes second, leaves
+ * the count true. It never falls, since in a closed segment nothing that is dead becomes alive. */
 mp_code mp_segment_punched(mp_member *m, uint32_t segment, uint64_t id, uint64_t bytes) {
     if (segment == 0 || segment >= m->geometry.segments) return MP_INVALID;
     mp_code code = mp_lock(m, -1);
     if (code != MP_OK) return code;
     mp_segment *s = &m->segments[segment];
-    if (s->id != id || atomic_load(&s->state) == MP_SEGMENT_FREE || bytes > s->size - s->punched)
+    uint32_t state = atomic_load(&s->state);
+    if (s->id != id || (state != MP_SEGMENT_CLOSED && state != MP_SEGMENT_DEAD) || bytes > s->size)
         code = MP_NOT_FOUND;
-    else {
-        s->punched += bytes;
+    else if (bytes > s->punched) {
+        uint64_t more = bytes - s->punched;
+        s->punched = bytes;
         MP_FAILPOINT("segment.punched");
-        m->header->disk_bytes -= bytes;
+        m->header->disk_bytes -= more;
     }
     mp_unlock(m);
     return code;
@@ -97,6 +118,31 @@ mp_code mp_segment_read(mp_member *m, uint32_t segment, mp_segment *copy) {
     memcpy(copy, &m->segments[segment], sizeof *copy);
     mp_unlock(m);
     return atomic_load(&copy->state) == MP_SEGMENT_FREE ? MP_NOT_FOUND : MP_OK;
+}
+
+mp_code mp_segments(mp_member *m, uint32_t *cursor, mp_segment_row *rows, uint32_t count, uint32_t *found) {
+    uint32_t high = mp_segments_backed(m);
+    *found = 0;
+    if (*cursor == 0) *cursor = 1;
+    mp_code code = mp_lock(m, -1);
+    if (code != MP_OK) return code;
+    for (; *cursor < high && *found < count; ++*cursor) {
+        mp_segment *s = &m->segments[*cursor];
+        uint32_t state = atomic_load(&s->state);
+        if (state == MP_SEGMENT_FREE) continue;
+        rows[(*found)++] = (mp_segment_row){
+            .id = s->id,
+            .size = s->size,
+            .live = s->live,
+            .punched = s->punched,
+            .segment = *cursor,
+            .directory = s->directory,
+            .state = state,
+            .owner = s->owner,
+        };
+    }
+    mp_unlock(m);
+    return MP_OK;
 }
 
 mp_code mp_segment_forget(mp_member *m, uint32_t segment, uint64_t id) {

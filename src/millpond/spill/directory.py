@@ -1,27 +1,33 @@
 """Where segment files lie: private directories, one of a store's own in each place it may spill to.
 
-Layout: `<base>/millpond-<uid>/<store uuid>/<segment id>.seg`, ids as 16 hexadecimal digits.
+Layout: `<base>/millpond-<uid>/<store uuid>/<segment id>.seg`, ids as 16 hexadecimal digits; beside each
+store's directory a file that says whose it is (owner.py).
 Invariants: both directories belong to this user, have mode 0700 and are no symbolic links, which is
 verified before the first use by every process; nothing but this store's files is ever removed.
 A base in memory (tmpfs, ramfs) is used only if the user named it: spilling there frees nothing.
+A directory that vanishes is made again only where its base is still what it was: not on the disk that lies
+under a mount point which has lost its disk.
 Not here: opening and writing files (`disk`, `segments`), which segments are dead (`sweep`).
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import stat
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from millpond.errors import SpillError
+from millpond.spill import owner
 from millpond.spill.disk import System, free_space, is_memory_filesystem, probe_direct
+from millpond.spill.trouble import Troubles
 from millpond.units import format_bytes
 
 ENVIRONMENT: Final = "MILLPOND_SPILL_DIR"
@@ -29,10 +35,14 @@ RETRY_S: Final = 10.0
 """How long a directory that failed is asked only after all others."""
 FLOOR_BYTES: Final = 1 << 30
 FLOOR_SHARE: Final = 0.02
+FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+"""The errors that freeing space may help against."""
 
 _VAR_TMP: Final = Path("/var/tmp")
 _FILES: Final = re.compile(r"[0-9a-f]{16}\.seg|probe-\d+-\d+")
 _UUID: Final = re.compile(r"[0-9a-f]{32}")
+
+log = logging.getLogger("millpond")
 
 
 def default_base() -> Path:
@@ -43,11 +53,8 @@ def default_base() -> Path:
     named = os.environ.get(ENVIRONMENT)
     if named:
         return Path(named)
-    candidates = [_VAR_TMP, Path(tempfile.gettempdir())]
-    with suppress(RuntimeError):  # no home directory
-        candidates.append(Path.home() / ".cache")
     reasons = []
-    for base in candidates:
+    for base in _candidates():
         reason = _unfit(base)
         if reason is None:
             return base
@@ -55,6 +62,19 @@ def default_base() -> Path:
     raise SpillError(
         errno.ENOENT, f"no directory to spill to: {'; '.join(reasons)}. Pass spill_dir or set {ENVIRONMENT}"
     )
+
+
+def _candidates() -> list[Path]:
+    found = [_VAR_TMP, Path(tempfile.gettempdir())]
+    with suppress(RuntimeError):  # no home directory
+        found.append(Path.home() / ".cache")
+    return found
+
+
+def usual_bases() -> list[Path]:
+    """Where stores of this user spill unless they are told otherwise: where left-overs are looked for."""
+    named = os.environ.get(ENVIRONMENT)
+    return list(dict.fromkeys([*([Path(named)] if named else []), *_candidates()]))
 
 
 def _unfit(base: Path) -> str | None:
@@ -77,25 +97,34 @@ def store_directory(base: Path, uuid: bytes) -> Path:
     return user_directory(base) / uuid.hex()
 
 
-def prepare(base: Path, uuid: bytes) -> Path:
+def prepare(base: Path, uuid: bytes, registry: str | None = None) -> Path:
     """Creates and verifies the directories of a store under `base`, which is created if missing.
 
-    Returns the store's own. Raises SpillError with the reason when one cannot be had or trusted.
+    Returns the store's own. `registry`: the store's directory there. Raises SpillError with the reason when
+    a directory cannot be had or trusted.
     """
     directory = store_directory(base, uuid)
     try:
         os.makedirs(base, mode=0o700, exist_ok=True)
-        for path in (directory.parent, directory):
-            with suppress(FileExistsError):
-                os.mkdir(path, 0o700)
-            _refuse_unless_private(path, os.lstat(path))
+        _make_private(directory.parent)
+        owner.sign(directory, registry)
+        _make_private(directory)
     except SpillError:
         raise
     except OSError as error:
-        raise SpillError(
-            error.errno, f"cannot spill to {base}: {error.strerror}. Choose another spill_dir", str(base)
-        ) from error
+        raise _cannot_spill(base, error) from error
     return directory
+
+
+def _make_private(path: Path) -> None:
+    with suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+    _refuse_unless_private(path, os.lstat(path))
+
+
+def _cannot_spill(base: Path, error: OSError) -> SpillError:
+    text = f"cannot spill to {base}: {error.strerror}. Choose another spill_dir"
+    return SpillError(error.errno, text, str(base))
 
 
 def _refuse_unless_private(path: Path, status: os.stat_result) -> None:
@@ -123,6 +152,7 @@ def sweep(base: Path, uuid: bytes) -> int:
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
+        owner.remove(directory)
         return 0
     except OSError as error:
         raise _cannot_sweep(directory, error) from error
@@ -135,6 +165,7 @@ def sweep(base: Path, uuid: bytes) -> int:
                 os.unlink(name, dir_fd=fd)
         with suppress(OSError):  # not empty, or somebody else was faster
             os.rmdir(directory)
+            owner.remove(directory)
         return nbytes
     except SpillError:
         raise
@@ -144,18 +175,41 @@ def sweep(base: Path, uuid: bytes) -> int:
         os.close(fd)
 
 
+def used_bytes(directory: str | Path) -> int:
+    """What the files in a directory occupy on disk; 0 if it is not there."""
+    try:
+        return sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in os.scandir(directory))
+    except FileNotFoundError:
+        return 0
+
+
 def _cannot_sweep(directory: Path, error: OSError) -> SpillError:
     return SpillError(error.errno, f"cannot sweep {directory}: {error.strerror}", str(directory))
 
 
 def stores(base: Path) -> Iterator[bytes]:
-    """The uuids of all stores of this user that have a directory under `base`, alive or not."""
+    """The uuids of all stores of this user that have left a trace under `base`, alive or not."""
     try:
         names = os.listdir(user_directory(base))
     except (FileNotFoundError, NotADirectoryError):
         return
-    for name in sorted(filter(_UUID.fullmatch, names)):
-        yield bytes.fromhex(name)
+    for name in sorted({name.removesuffix(owner.SUFFIX) for name in names}):
+        if _UUID.fullmatch(name):
+            yield bytes.fromhex(name)
+
+
+@dataclass(slots=True)
+class _Place:
+    """One of a store's directories, as this process knows it."""
+
+    base: Path
+    path: str
+    device: int
+    """Of the base's filesystem."""
+    fd: int | None
+    """Marks it as in use."""
+    direct: bool | None = None
+    can_punch: bool = True
 
 
 class Directories:
@@ -170,20 +224,49 @@ class Directories:
         bases: Sequence[str | os.PathLike[str]],
         uuid: bytes,
         *,
+        registry: str | None = None,
         floor: int | None = None,
         system: System | None = None,
     ) -> None:
         """Prepares a directory for the store `uuid` under each of `bases`.
 
-        `floor` bytes stay free on each filesystem; None: the lesser of 1 GiB and 2 % of it. Raises
-        SpillError when a directory cannot be had or trusted.
+        `registry`: the store's directory there, for whoever finds the spill directory alone. `floor` bytes
+        stay free on each filesystem; None: the lesser of 1 GiB and 2 % of it. Raises SpillError when a
+        directory cannot be had or trusted.
         """
         self.system = system or System()
-        self.paths = tuple(str(prepare(Path(base), uuid)) for base in bases)
-        self._floor = floor
-        self._direct: list[bool | None] = [None] * len(self.paths)
-        self._failed: list[float | None] = [None] * len(self.paths)
+        self.troubles = Troubles()
+        self._uuid, self._registry, self._floor = uuid, registry, floor
         self._turn = 0
+        self._places: list[_Place] = []
+        try:
+            for base in map(Path, bases):
+                path, fd = self._enter(base)
+                self._places.append(_Place(base, str(path), os.stat(base).st_dev, fd))
+        except BaseException:
+            self.close()
+            raise
+        self.paths = tuple(place.path for place in self._places)
+
+    def _enter(self, base: Path) -> tuple[Path, int]:
+        while True:  # a sweep may remove it until it is marked
+            path = prepare(base, self._uuid, self._registry)
+            try:
+                fd = owner.use(path)
+            except OSError as error:
+                raise _cannot_spill(base, error) from error
+            if fd is not None:
+                return path, fd
+
+    def close(self) -> None:
+        """The directories are not in use any more by this process. Idempotent."""
+        for place in self._places:
+            fd, place.fd = place.fd, None
+            if fd is not None:
+                os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
 
     def file(self, directory: int, segment_id: int) -> str:
         """The path of a segment's file."""
@@ -194,20 +277,49 @@ class Directories:
 
         Else they are written through it and waited for. Raises OSError.
         """
-        known = self._direct[directory]
-        if known is None:
-            known = self._direct[directory] = probe_direct(self.system, self.paths[directory])
-        return known
+        place = self._places[directory]
+        if place.direct is None:
+            place.direct = probe_direct(self.system, place.path)
+        return place.direct
+
+    def can_punch(self, directory: int) -> bool:
+        """Whether holes can be punched there, as far as known."""
+        return self._places[directory].can_punch
+
+    def note_punch_failure(self, directory: int, error: OSError) -> None:
+        """A hole could not be punched; if the filesystem has none, it is not asked again."""
+        if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            self._places[directory].can_punch = False
 
     def check_room(self, directory: int, nbytes: int) -> None:
         """Raises OSError (ENOSPC) when `nbytes` more would leave less than the floor free there."""
         path = self.paths[directory]
-        free, size = free_space(self.system, path)
+        try:
+            free, size = free_space(self.system, path)
+        except FileNotFoundError:
+            if not self._make_again(self._places[directory]):
+                raise
+            free, size = free_space(self.system, path)
         floor = min(FLOOR_BYTES, int(size * FLOOR_SHARE)) if self._floor is None else self._floor
         if free < nbytes + floor:
             raise OSError(
-                errno.ENOSPC, f"{format_bytes(free)} free, of which {format_bytes(floor)} are kept free", path
+                errno.ENOSPC,
+                f"{format_bytes(free)} free, of which {format_bytes(floor)} are kept free for others",
+                path,
             )
+
+    def _make_again(self, place: _Place) -> bool:
+        """Makes a directory that somebody removed, if it would lie where it lay."""
+        if place.fd is None or not place.base.is_dir() or os.stat(place.base).st_dev != place.device:
+            return False
+        try:
+            _, fd = self._enter(place.base)
+        except SpillError:
+            return False
+        os.close(place.fd)
+        place.fd = fd
+        log.warning("%s had vanished and was made again: what was in it is lost", place.path)
+        return True
 
     def pick(self, nbytes: int, tried: dict[int, OSError]) -> int | None:
         """The next directory in turn that has room for `nbytes`, those that failed lately last.
@@ -224,22 +336,27 @@ class Directories:
             try:
                 self.check_room(directory, nbytes)
             except OSError as error:
+                self.note_failure(directory, error)
                 tried[directory] = error.with_traceback(None)  # frames in it would hold each other, and views
             else:
                 return directory
         return None
 
     def _failed_lately(self, directory: int) -> bool:
-        failed = self._failed[directory]
-        return failed is not None and time.monotonic() - failed < RETRY_S
+        return self.troubles.lately(self.paths[directory], RETRY_S)
 
-    def note_failure(self, directory: int) -> None:
+    def note_failure(self, directory: int, error: OSError) -> None:
         """A call there has failed: others are asked first for a while."""
-        self._failed[directory] = time.monotonic()
+        self.troubles.met(self.paths[directory], f"cannot spill there ({error.strerror})")
+
+    def note_success(self, directory: int) -> None:
+        """Something was written there."""
+        self.troubles.works(self.paths[directory])
 
     def refusal(self, nbytes: int, tried: dict[int, OSError]) -> SpillError:
-        """The error that says why no directory took `nbytes`."""
-        first = next(iter(tried.values()), OSError(errno.ENOENT, "there is no spill directory"))
+        """The error that says why no directory took `nbytes`: for want of space, if that is one reason."""
+        errors = sorted(tried.values(), key=lambda error: error.errno not in FULL)
+        first = next(iter(errors), OSError(errno.ENOENT, "there is no spill directory"))
         reasons = "; ".join(f"{self.paths[i]}: {error.strerror}" for i, error in tried.items())
         return SpillError(
             first.errno,

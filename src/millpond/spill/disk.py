@@ -23,6 +23,7 @@ from typing import Final
 
 import numpy as np
 
+from millpond.hot import punch_hole
 from millpond.spill.record import PAGE
 
 CALL_BYTES: Final = 8 << 20
@@ -54,6 +55,9 @@ class System:
 
     def fdatasync(self, fd: int) -> None:
         os.fdatasync(fd)
+
+    def punch(self, fd: int, offset: int, length: int) -> None:
+        punch_hole(fd, offset, length)
 
     def unlink(self, path: str) -> None:
         os.unlink(path)

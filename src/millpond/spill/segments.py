@@ -10,6 +10,7 @@ Not here: what is written (`writer`), which directories there are (`directory`).
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -21,7 +22,7 @@ from xxhash import xxh3_64
 
 from millpond.errors import SpillError
 from millpond.spill.auto import DiskSpeed
-from millpond.spill.directory import Directories
+from millpond.spill.directory import FULL, Directories
 from millpond.spill.disk import CALL_BYTES, copy_bytes, open_new, write_all
 from millpond.spill.group import whole_pages
 from millpond.spill.overlap import Overlap
@@ -30,7 +31,15 @@ from millpond.spill.record import HEADER_BYTES, PAGE, RecordHeader, padded
 SEGMENT_BYTES: Final = 128 << 20
 """An append segment that would grow beyond this is closed and a new one opened."""
 
+SPARSE: Final = 0.3
+"""A segment with a smaller share of live bytes is rewritten when space is wanted."""
+ROLL_MIN: Final = 8 << 20
+"""Shorter segments are not closed for being sparse: they would become many."""
+RELIEFS_MAX: Final = 4
+
 T = TypeVar("T")
+Relief = Callable[[int], bool]
+"""Frees so many bytes of disk space if it can; whether it freed any, so that trying again makes sense."""
 Chunks = Iterable[tuple[memoryview, list[memoryview]]]
 """Pieces of a payload, and the whole pages that hold each of them; only the last may need padding."""
 
@@ -58,6 +67,9 @@ class SegmentTable(Protocol):
     def segment_forget(self, segment: int, segment_id: int) -> None:
         """The file is gone: frees the index. Without effect if it is another segment's by now."""
 
+    def segment_punched(self, segment: int, segment_id: int, nbytes: int) -> None:
+        """All that the closed segment could give back, `nbytes` in total, is given back."""
+
     def segment_info(self, segment: int) -> tuple[int, int, int, int, int] | None:
         """Id, directory, bytes handed out, bytes live, state; None if it cannot be told."""
 
@@ -78,10 +90,11 @@ class Segment:
 class Segments:
     """Opens and fills segment files for one writer."""
 
-    def __init__(self, table: SegmentTable, directories: Directories) -> None:
-        """Opens nothing yet."""
+    def __init__(self, table: SegmentTable, directories: Directories, relief: Relief | None = None) -> None:
+        """Opens nothing yet. `relief` is asked for space before a write is refused for want of it."""
         self.directories = directories
         self.speed = DiskSpeed()
+        self._relief = relief
         self._table = table
         self._system = directories.system
         self._current: Segment | None = None
@@ -92,6 +105,22 @@ class Segments:
         Returns the segment's index and the offset. The segment is open at least until the next call.
         Raises SpillError when no directory takes them, or the spill limit is reached.
         """
+        return self._relieved(nbytes, lambda: self._append(buffers, nbytes))
+
+    def _relieved(self, nbytes: int, attempt: Callable[[], T]) -> T:
+        """What `attempt` returns. When it finds no space, some is freed and it may try again."""
+        for _ in range(RELIEFS_MAX):
+            try:
+                return attempt()
+            except SpillError as refused:
+                if self._relief is None or refused.errno not in FULL:
+                    raise
+                self.roll()  # closed, it can give back what is dead in it
+                if not self._relief(nbytes):
+                    raise
+        return attempt()
+
+    def _append(self, buffers: Sequence[memoryview], nbytes: int) -> tuple[int, int]:
         tried: dict[int, OSError] = {}
         current = self._current
         if current is not None and current.size + nbytes > SEGMENT_BYTES:
@@ -99,6 +128,7 @@ class Segments:
         elif current is not None:
             try:
                 self.directories.check_room(current.directory, nbytes)
+                self._check_there(current)
                 return current.index, self._append_to(current, buffers, nbytes)
             except SpillError:
                 raise
@@ -115,7 +145,13 @@ class Segments:
         offset = self.reserve(segment, nbytes)
         self.write(segment, buffers, offset)
         self.settle(segment)
+        self.directories.note_success(segment.directory)
         return offset
+
+    def _check_there(self, segment: Segment) -> None:
+        """Raises OSError if the file was removed: nobody could read what is written to it."""
+        if self._system.fstat(segment.fd).st_nlink == 0:
+            raise OSError(errno.ESTALE, "the spill file was removed by somebody", segment.path)
 
     def own(self, nbytes: int, fill: Callable[[Segment], T]) -> tuple[Segment, T]:
         """A segment for a single value: `fill` writes it, again from the start where the first
@@ -124,7 +160,7 @@ class Segments:
         The segment stays open; the caller passes it to `finish` once the place is recorded. Raises
         SpillError like `append`, and whatever else `fill` raises.
         """
-        return self._in_some_directory(nbytes, {}, fill)
+        return self._relieved(nbytes, lambda: self._in_some_directory(nbytes, {}, fill))
 
     def _in_some_directory(
         self, nbytes: int, tried: dict[int, OSError], attempt: Callable[[Segment], T]
@@ -135,7 +171,7 @@ class Segments:
             except SpillError:
                 raise
             except OSError as error:
-                self.directories.note_failure(directory)
+                self.directories.note_failure(directory, error)
                 tried[directory] = error.with_traceback(None)
                 continue
             try:
@@ -162,7 +198,12 @@ class Segments:
 
     def reserve(self, segment: Segment, nbytes: int) -> int:
         """The offset of `nbytes` more in `segment`. Raises SpillError (EDQUOT) at the spill limit."""
-        offset = self._table.segment_reserve(segment.index, nbytes)
+        try:
+            offset = self._table.segment_reserve(segment.index, nbytes)
+        except SpillError as error:
+            self.directories.troubles.met("spill_limit", str(error.strerror))
+            raise
+        self.directories.troubles.works("spill_limit")
         segment.size = offset + nbytes
         return offset
 
@@ -203,11 +244,12 @@ class Segments:
         page[:HEADER_BYTES] = header.pack()
         self.write(segment, [page], 0)
         self.settle(segment)
+        self.directories.note_success(segment.directory)
         return header
 
     def _give_up(self, segment: Segment, error: OSError, tried: dict[int, OSError]) -> None:
         tried[segment.directory] = error.with_traceback(None)
-        self.directories.note_failure(segment.directory)
+        self.directories.note_failure(segment.directory, error)
         self.finish(segment)
 
     def finish(self, segment: Segment) -> None:
@@ -224,11 +266,11 @@ class Segments:
         if segment is not None:
             self.finish(segment)
 
-    def roll_dead(self) -> None:
-        """Closes the current append segment if it has records and none is alive: its file can go."""
+    def roll_sparse(self) -> None:
+        """Closes the current append segment if little of it is alive: closed, it gives its space back."""
         if self._current is not None:
             info = self._table.segment_info(self._current.index)
-            if info is not None and info[2] > 0 and info[3] == 0:
+            if info is not None and info[2] > 0 and _is_sparse(*info[2:4]):
                 self.roll()
 
     def forget(self) -> None:
@@ -236,6 +278,10 @@ class Segments:
         segment, self._current = self._current, None
         if segment is not None:
             self._system.close(segment.fd)
+
+
+def _is_sparse(size: int, live: int) -> bool:
+    return live == 0 or (size >= ROLL_MIN and live < SPARSE * size)
 
 
 def slices(value: memoryview, spare: memoryview) -> Iterator[tuple[memoryview, list[memoryview]]]:

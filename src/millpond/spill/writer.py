@@ -37,7 +37,7 @@ from millpond.spill.record import (
     padded,
     record_length,
 )
-from millpond.spill.segments import Segment, Segments, SegmentTable, repack
+from millpond.spill.segments import Relief, Segment, Segments, SegmentTable, repack
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +57,17 @@ class SpillReport:
 class SpillWriter:
     """Writes the objects of one store from one process. Safe for many threads, which take turns."""
 
-    def __init__(self, table: SegmentTable, directories: Directories, codec: Codec = NONE) -> None:
-        """Opens nothing yet. `codec` may be exchanged at any time."""
+    def __init__(
+        self,
+        table: SegmentTable,
+        directories: Directories,
+        codec: Codec = NONE,
+        relief: Relief | None = None,
+    ) -> None:
+        """Opens nothing yet. `codec` may be exchanged at any time. `relief` frees disk space."""
         self.codec = codec
         self._uuid = table.uuid
-        self._segments = Segments(table, directories)
+        self._segments = Segments(table, directories, relief)
         self._auto = Auto(self._segments.speed)
         self._lock = RLock()
         self._writing = self._leaving = False
@@ -166,12 +172,12 @@ class SpillWriter:
             else:
                 self._segments.roll()
 
-    def roll_dead(self) -> None:
-        """The same if the segment has records and none is alive. Does nothing while somebody writes."""
+    def roll_sparse(self) -> None:
+        """The same if little of the segment is alive. Does nothing while somebody writes."""
         if self._lock.acquire(blocking=False):
             try:
                 if not self._writing:
-                    self._segments.roll_dead()
+                    self._segments.roll_sparse()
             finally:
                 self._lock.release()
 

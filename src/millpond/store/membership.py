@@ -12,11 +12,13 @@ import mmap
 import os
 import weakref
 from contextlib import AbstractContextManager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from millpond import hot
 from millpond.errors import AttachError, MillpondError
 from millpond.eviction.limits import usable_memory
+from millpond.spill import directory as spill_directory
 from millpond.store import peers, registry
 from millpond.store.options import MEMORY_MAX, Options
 
@@ -37,7 +39,7 @@ def create(store: Store, name: str | None, options: Options) -> registry.StoreFi
     uuid = os.urandom(16)
     root = registry.root_of()
     table_bytes, arena_bytes = _sizes(options.memory_limit)
-    registry.sweep(root)
+    registry.sweep(root, bases={*spill_directory.usual_bases(), *map(Path, options.spill_dirs)})
     files = registry.create(root, uuid, name, options.spill_dirs)
     try:
         table_fd, arena_fd = peers.create_memfds(uuid, table_bytes, arena_bytes)

@@ -27,7 +27,7 @@ import re
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,8 @@ from typing import Any
 
 from millpond.errors import AttachError, MillpondError, SpillError, StoreBusyError
 from millpond.spill import directory as spill_directory
+from millpond.spill import owner
+from millpond.spill.sweep import sweep_abandoned
 from millpond.store.peers import describe, live_slots, lock_holder
 
 __all__ = [
@@ -408,13 +410,18 @@ def _probe(path: str) -> dict[int, int]:
             foreign.close()
 
 
-def sweep(root: str, dry_run: bool = False) -> list[Removed]:
+def sweep(root: str, dry_run: bool = False, bases: Iterable[Path] = ()) -> list[Removed]:
     """Removes what dead stores have left in `root` and in their spill directories, and returns it;
     with `dry_run` it only returns it. Call it under `locked(root)`.
 
-    A spill directory that cannot be removed now keeps its store's record, for the next sweep.
+    A spill directory that cannot be removed now keeps its store's record, for the next sweep. `bases` are
+    looked through for spill directories of stores that have no record in any registry any more.
     """
     removed: list[Removed] = []
+    known = {uuid for _, uuid in _directories(root)}
+    for base in bases:
+        found = sweep_abandoned(base, known, dry_run)
+        removed += [Removed(str(path), nbytes) for path, nbytes in found]
     for path, uuid in _directories(root):
         with suppress(OSError, AttachError, SpillError):
             if not _is_alive(path):
@@ -439,11 +446,13 @@ def _bury(path: str, uuid: bytes, dry_run: bool) -> Iterator[Removed]:
     for base in map(Path, _read_spill(path)):
         spilled = spill_directory.store_directory(base, uuid)
         if spilled.is_dir():
-            found = Removed(str(spilled), _disk_bytes(spilled))
+            found = Removed(str(spilled), spill_directory.used_bytes(spilled))
             if not dry_run:
                 spill_directory.sweep(base, uuid)
             yield found
-    found = Removed(path, _disk_bytes(Path(path)))
+        elif not dry_run:
+            owner.remove(spilled)
+    found = Removed(path, spill_directory.used_bytes(path))
     if not dry_run:
         for name in os.listdir(path):
             os.unlink(f"{path}/{name}")
@@ -464,7 +473,3 @@ def retire(files: StoreFiles, timeout: float = 0.5) -> None:
     with suppress(MillpondError, OSError), locked(root, timeout):
         files.close()
         sweep(root)
-
-
-def _disk_bytes(directory: Path) -> int:
-    return sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in os.scandir(directory))

@@ -27,11 +27,12 @@ from millpond.errors import (
     StoreFullError,
 )
 from millpond.eviction.named import NAMES, name_of, resolve
-from millpond.hot import Code, Core, Draft, Encoded, ObjectRef, Queued, Using
+from millpond.hot import Code, Core, Draft, Encoded, ObjectRef, Places, Queued, Using
 from millpond.refcount import handoff
 from millpond.spill.codec import Codec, compression_of
 from millpond.spill.directory import Directories
 from millpond.spill.reader import SpillReader
+from millpond.spill.reclaim import Reclaimer
 from millpond.spill.sweep import sweep_dead
 from millpond.spill.writer import SpillWriter
 from millpond.store import explain, inspection, membership, peers, serialize
@@ -103,10 +104,12 @@ class Store(Core):
     def _compose(self, spill_dirs: Sequence[str]) -> None:
         writer = reader = None
         self._directories: Directories | None = None
+        self._reclaimer: Reclaimer | None = None
         try:
             if spill_dirs:
-                self._directories = Directories(spill_dirs, self.uuid)
-                writer = SpillWriter(self, self._directories)
+                self._directories = Directories(spill_dirs, self.uuid, registry=self.address)
+                self._reclaimer = Reclaimer(self, Places(self), self._directories)
+                writer = SpillWriter(self, self._directories, relief=self._reclaimer.make_room)
                 writer.use_codec(self._codec())
                 reader = SpillReader(self, self._directories)
             self._writer = writer
@@ -116,6 +119,8 @@ class Store(Core):
             self._janitor = Janitor(self)
             membership.announce(self)
         except BaseException:
+            if self._directories is not None:
+                self._directories.close()
             self._leave()
             raise
 
@@ -143,6 +148,8 @@ class Store(Core):
         with suppress(StoreClosedError), Using(self):
             if self._writer is not None:
                 self._writer.roll()
+        if self._directories is not None:
+            self._directories.close()
         self._leave()
 
     def __enter__(self) -> Store:
@@ -167,7 +174,7 @@ class Store(Core):
             self._reap()
             if self._writer is not None and self._directories is not None:
                 self._writer.use_codec(self._codec())
-                self._writer.roll_dead()
+                self._writer.roll_sparse()
                 sweep_dead(self, self._directories)
 
     def _relieve(self) -> None:
@@ -175,6 +182,8 @@ class Store(Core):
         with Using(self):
             if self._members()[0][0] == self._totals()["slot"]:
                 self._room.relieve()
+                if self._reclaimer is not None:
+                    self._reclaimer.routine()
 
     # --- put ---
 
