@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 HERE: Final = Path(__file__).parent
 KERNEL: Final = HERE.parents[1] / "src" / "millpond" / "kernel"
 PROGRAMS: Final = (
-    "protocol", "regressions", "reaping", "edges", "fork", "queue", "moving", "arena", "arena_repair", "step",
+    "protocol", "regressions", "reaping", "edges", "fork", "queue", "moving", "places", "arena", "arena_repair", "step",
     "members", "kill",
 )  # fmt: skip
 SECONDS: Final = 120
@@ -240,8 +240,27 @@ MUTANTS: Final = (
     Mutant(
         "an empty segment lives on",
         "segments.c",
-        "    if (s->live != 0) return;\n    atomic_store(&s->state, MP_SEGMENT_DEAD);",
-        "    return;\n    atomic_store(&s->state, MP_SEGMENT_DEAD);",
+        "if (s->live != 0 || atomic_load(&s->state) != MP_SEGMENT_CLOSED) return;",
+        "if (s->live != 0 || atomic_load(&s->state) != MP_SEGMENT_OPEN) return;",
+    ),
+    Mutant(
+        "a place moves though somebody reads it",
+        "places.c",
+        "    else if (mp_pinned(e))\n        code = MP_IS_PINNED;\n    else if (!mp_segment_mine",
+        "    else if (!mp_segment_mine",
+    ),
+    Mutant("a place that half moved is left so", "recovery.c", "    mp_move_finish(m);\n", ""),
+    Mutant(
+        "records go to closed segments",
+        "segments.c",
+        "return atomic_load(&s->state) == MP_SEGMENT_OPEN && s->owner == m->slot;",
+        "return s->owner == m->slot;",
+    ),
+    Mutant(
+        "what was punched is added again",
+        "segments.c",
+        "uint64_t more = bytes - s->punched;\n        s->punched = bytes;",
+        "uint64_t more = bytes;\n        s->punched += bytes;",
     ),
     Mutant(
         "the disk has no limit",

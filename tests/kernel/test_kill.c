@@ -233,7 +233,7 @@ static void die_inside(void) {
         "evict.evicting",  "evict.spilled",      "bury.extent",     "bury.place",       "draft.held",
         "draft.born",      "arena.carve.cut",    "arena.slot.taken", "arena.release.unbinned",
         "place.set",       "token.issued",       "name.set",         "restore.allocated",
-        "segment.closed",  "move.decided",       "move.offset",     "arena.grown.marked", "arena.punch.carved", "collect.garbage",
+        "segment.closed",  "place.move.decided",       "place.move.offset",     "arena.grown.marked", "arena.punch.carved", "collect.garbage",
     };
     for (uint32_t tries = 0; tries < 100; tries++) { /* a run may pass by none of a name */
         const char *name = inside[salt++ % (sizeof inside / sizeof *inside)];

@@ -134,10 +134,28 @@ static void pages_of_records_are_live(void) {
     close_store();
 }
 
+/* How much was punched is told as a total, which grows. */
+static void punched_bytes_are_a_total(void) {
+    mp_segment copy;
+    open_store();
+    uint32_t segment = open_segment(&a, 16 * 4096);
+    mp_place place = {.length = 4096, .segment = segment};
+    settle(&a, 4000, &place);
+    mp_segment_close(&a, segment);
+    CHECK_EQ(mp_segment_read(&a, segment, &copy), MP_OK);
+    CHECK_EQ(mp_segment_punched(&a, segment, copy.id, 3 * 4096), MP_OK);
+    CHECK_EQ(mp_segment_punched(&a, segment, copy.id, 8 * 4096), MP_OK);
+    CHECK_EQ(mp_segment_punched(&a, segment, copy.id, 2 * 4096), MP_OK); /* of somebody slow */
+    CHECK_EQ(a.header->disk_bytes, 8 * 4096);
+    fixture_check(&a);
+    close_store();
+}
+
 int main(int argc, char **argv) {
     check_arguments(argc, argv);
     RUN(a_record_moves_to_another_segment);
     RUN(a_move_that_was_decided_is_finished);
     RUN(pages_of_records_are_live);
+    RUN(punched_bytes_are_a_total);
     return 0;
 }

@@ -77,9 +77,9 @@ void mp_move_finish(mp_member *m) {
     if (entry == 0 || entry >= m->geometry.entries) return;
     mp_place *place = &m->entries[entry].place;
     place->offset = h->move_offset;
-    MP_FAILPOINT("move.offset");
+    MP_FAILPOINT("place.move.offset");
     atomic_store(&place->segment, h->move_segment);
-    MP_FAILPOINT("move.segment");
+    MP_FAILPOINT("place.move.segment");
     atomic_store(&h->move_entry, 0);
 }
 
@@ -102,12 +102,12 @@ mp_code mp_place_move(mp_member *m, const mp_record *record, uint32_t segment, u
     else {
         m->header->move_offset = offset;
         m->header->move_segment = segment;
-        MP_FAILPOINT("move.filled");
+        MP_FAILPOINT("place.move.filled");
         atomic_store(&m->header->move_entry, record->entry); /* from here on the place is the new one */
         atomic_signal_fence(memory_order_seq_cst); /* the compiler writes nothing of it earlier */
-        MP_FAILPOINT("move.decided");
+        MP_FAILPOINT("place.move.decided");
         mp_move_finish(m);
-        MP_FAILPOINT("move.done");
+        MP_FAILPOINT("place.move.done");
         m->segments[segment].live += record->length;
         mp_segment_vacate(m, record->segment, record->length);
     }

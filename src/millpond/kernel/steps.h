@@ -87,6 +87,11 @@
     STEP("P4", "segment.closed", held, "CLOSED without live records", "rebuild: DEAD, and its file goes") \
     STEP("P5", "segment.punched", held, "punched bytes still counted as disk use", "rebuild counts") \
     STEP("P6", "segment.forgotten", held, "FREE, not listed, still counted", "rebuild lists and counts") \
+    STEP("P7", "place.move.filled", held, "where a disk place is to move, not which", "move_entry 0 means none: the place is the old one") \
+    STEP("P8", "place.move.decided", held, "a disk place that is to change, the old one still there", "rebuild finishes the change first of all") \
+    STEP("P9", "place.move.offset", held, "half of a new disk place", "rebuild finishes the change first of all") \
+    STEP("P10", "place.move.segment", held, "a new disk place, the change not ended", "rebuild finishes it, to the same end") \
+    STEP("P11", "place.move.done", held, "a new disk place, the segments' live bytes not counted", "rebuild counts them from the places") \
     STEP("Q1", "queue.ticket", held, "what a member needs, without a ticket", "ticket 0 means that it does not wait") \
     STEP("Q2", "queue.void", held, "no ticket; the next in the queue not chosen", "rebuild chooses it") \
     STEP("R1", "restore.allocated", held, "SPILLED, with an extent", "rebuild: a spilled entry has no extent") \
