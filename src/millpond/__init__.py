@@ -22,6 +22,7 @@ from millpond.store.info import Holders, ObjectInfo, Stats
 from millpond.store.reducers import register_reducer
 from millpond.store.serializability import Serializability, inspect_serializability
 from millpond.store.store import Store, connect, load_ref
+from millpond.store.timeline import timeline
 
 __version__ = "0.1.0"
 
@@ -55,5 +56,6 @@ __all__ = [
     "load_ref",
     "register_codec",
     "register_reducer",
+    "timeline",
     "weak_pickling",
 ]

@@ -12,6 +12,7 @@ from millpond.cli.stores import open_store
 from millpond.errors import ObjectNotFoundError
 from millpond.eviction.named import NAMES
 from millpond.hot import load_contained
+from millpond.observe.metrics import label, prometheus_text
 from millpond.observe.tables import console, objects_table, stats_table
 from millpond.observe.text import objects_json, stats_json
 from millpond.store.info import ObjectInfo
@@ -35,7 +36,9 @@ def register(commands: Commands) -> None:
     """Adds the commands to the parser."""
     stats = commands.add_parser("stats", help="bytes and counts of a store")
     add_store(stats)
-    stats.add_argument("--json", action="store_true", help="one JSON object; sizes in bytes")
+    form = stats.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON object; sizes in bytes")
+    form.add_argument("--prometheus", action="store_true", help="Prometheus' text format")
     stats.set_defaults(run=run_stats)
 
     objects = commands.add_parser("objects", help="the objects of a store, largest first")
@@ -68,9 +71,11 @@ def register(commands: Commands) -> None:
 def run_stats(args: argparse.Namespace) -> int:
     """Prints the numbers of `Store.stats()`."""
     with open_store(args.store) as store:
-        stats = store.stats()
+        stats, name = store.stats(), label(store)
     if args.json:
         print(stats_json(stats))
+    elif args.prometheus:
+        print(prometheus_text(stats, name), end="")
     else:
         console().print(stats_table(stats))
     return 0

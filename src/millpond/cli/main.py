@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 import millpond
-from millpond.cli import demo, doctor, inspect, stores
+from millpond.cli import demo, doctor, inspect, stores, timeline, top
 from millpond.cli.stress import command as stress
 from millpond.errors import MillpondError
 
@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"millpond {millpond.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="", required=True)
-    for group in (demo, stress, stores, inspect, doctor):
+    for group in (demo, stress, stores, inspect, top, timeline, doctor):
         group.register(commands)
     return parser
 

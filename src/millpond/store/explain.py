@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from millpond import hot
 from millpond.hot import INBAND_MAX, ObjectRef
-from millpond.store import anatomy, serialize
-from millpond.store.anatomy import Node
+from millpond.store import serialize
 from millpond.store.restore import Deadline
 from millpond.units import format_bytes, format_seconds, shortened
 
 if TYPE_CHECKING:
+    from millpond.store.anatomy import Node
     from millpond.store.store import Store
 
 __all__ = ["Explanation", "Part", "explain"]
@@ -132,6 +132,8 @@ def _explanation(
 
 
 def _parts(kind: str, inband: bytes, sizes: list[int]) -> Iterator[Part]:
+    from millpond.store import anatomy  # seldom needed, and slow to import
+
     if kind == "pickle":
         yield from _Reader().read(anatomy.dissect(inband, sizes))
     else:
