@@ -42,7 +42,7 @@ class Metric(NamedTuple):
 
 def metrics(stats: Stats) -> list[Metric]:
     """The numbers of `stats`, under the names of its fields."""
-    helps = _helps(type(stats))
+    helps = _helps(type(stats))  # type: ignore[arg-type] # a dataclass with slots is one
     found = []
     for field in dataclasses.fields(stats):
         value = getattr(stats, field.name)
