@@ -76,6 +76,18 @@ class Ahead:
                 return
             byte_limit -= batch.nbytes
 
+    def restore_small(self, ref: ObjectRef) -> None:
+        """Makes one object of less than 64 KiB resident if that is easy: it is spilled, not compressed, and
+        there is a hole for it. Fewer interpreted steps than the way that knows an answer to everything.
+
+        Raises ObjectLostError and OSError, which mean no more than that it was not easy, and StoreBusyError.
+        """
+        batch = RestoreBatch(self._core, [ref], (0,), NO_LIMIT)
+        if batch.count:
+            place = batch.place(0)[0]
+            with self._reader.window(place, place[0] + place[1]) as (window, base):
+                batch.copy_packed(0, 1, window, base)
+
 
 class _Work:
     """One batch: its runs are handed out to helpers, and come back when they are in memory."""

@@ -19,6 +19,7 @@ from millpond.errors import (
     StoreFullError,
 )
 from millpond.hot import Code, Core, ObjectRef, PrivateCopy, Restoring
+from millpond.spill.record import PAGED_MIN
 from millpond.store.ahead import Ahead
 from millpond.units import format_bytes
 
@@ -136,6 +137,13 @@ class Restore:
 
     def get(self, ref: ObjectRef, deadline: Deadline, copy: int) -> Any:
         """The value of `ref`, as `Store.get` promises it; its stored bytes if copy is hot.STORED_BYTES."""
+        if self.ahead is not None and ref.size < PAGED_MIN and self._core._state(ref) == Code.SPILLED:
+            try:
+                self.ahead.restore_small(ref)
+            except StoreBusyError:
+                raise
+            except (ObjectLostError, OSError):
+                pass  # what is wrong is said below
         watch = _Watch(self._core, ref)
         while True:
             code, value = self._core._read(ref, copy)
