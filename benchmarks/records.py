@@ -27,12 +27,12 @@ class Crowd:
         self._refs: list[millpond.ObjectRef] = []
         self.written = 0
         """Bytes that went to disk in the last round."""
-        self.put()  # warms the arena
 
     def put(self) -> float:
         """Seconds for all puts, into an empty store."""
         self._refs = []
         settle(self._store)
+        warm(self._store, min(self._store.memory_limit, self._count * self._values[0].nbytes))
         values, put, refs = self._values, self._store.put, self._refs
         before = self._store.stats().spilled_bytes_total
         gc.disable()  # a list of a million refs is walked again and again while it grows
@@ -69,6 +69,13 @@ class Copy:
         start = time.perf_counter()
         self._target[:] = self._source
         return time.perf_counter() - start
+
+
+def warm(store: millpond.Store, nbytes: int) -> None:
+    """Touches `nbytes` of the arena now: a store gives back what was idle for a second."""
+    piece = np.ones(1 << 20, np.uint8)
+    refs = [store.put(piece) for _ in range(nbytes // (len(piece) + (64 << 10)))]
+    refs.clear()
 
 
 def settle(store: millpond.Store, timeout_s: float = 10.0) -> None:

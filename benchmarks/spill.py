@@ -3,7 +3,7 @@
 The disk's figures come from plain O_DIRECT writes and reads of the same file pattern (one growing
 file per array, calls of 8 MiB) in the same directory, in alternation with the store's; ratios are
 medians over the rounds. Rates count bytes that really went to or came from disk. The arena is warm:
-every page has been used before. Prints Markdown.
+its memory was used just before. Prints Markdown.
 
 Run: python benchmarks/spill.py [--data 2147483648] [--memory 536870912] [--directory /var/tmp]
      [--rounds 5] [--ray PYTHON] [--only noise|records]
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from disk import Disk
 from harness import Timing, figures, machine, markdown, ratios, save
-from records import Copy, Crowd, settle
+from records import Copy, Crowd, settle, warm
 
 import millpond
 
@@ -41,11 +41,12 @@ class Pond:
         ]
         self._count = data // ARRAY_BYTES
         self._refs: list[millpond.ObjectRef] = []
-        self.write()  # warms the arena
 
     def write(self) -> float:
         """Bytes spilled per second of putting everything into an empty store."""
-        self.drop()
+        self._refs = []
+        settle(self._store)
+        warm(self._store, self._store.memory_limit)
         before = self._store.stats().spilled_bytes_total
         start = time.perf_counter()
         for i in range(self._count):
@@ -73,11 +74,6 @@ class Pond:
         """Outside the measured time: every array is what was put."""
         for i, ref in enumerate(self._refs):
             assert np.array_equal(self._store.get(ref), self._arrays[i % 4]), f"array {i} is wrong"
-
-    def drop(self) -> None:
-        """Empties the store, files included."""
-        self._refs = []
-        settle(self._store)
 
 
 class Ray:

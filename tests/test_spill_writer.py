@@ -438,7 +438,8 @@ def test_a_forked_child_writes_files_of_its_own(place: Place) -> None:
     first = FakeBatch(place.table, [noise(1000)])
     place.writer.clean(first, evict=True)
     parents = set(place.table.segments)
-    place.writer._lock.acquire()  # as if another thread of the parent were writing at this moment
+    place.writer._turns[0].lock.acquire()  # as if other threads of the parent were writing at this moment
+    place.writer._segments._lane.acquire()
     child = os.fork()
     if child == 0:
         status = 1
@@ -451,7 +452,8 @@ def test_a_forked_child_writes_files_of_its_own(place: Place) -> None:
                 status = 0
         finally:
             os._exit(status)
-    place.writer._lock.release()
+    place.writer._segments._lane.release()
+    place.writer._turns[0].lock.release()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     second = FakeBatch(place.table, [noise(3000)], first_entry=90)
     place.writer.clean(second, evict=True)

@@ -348,6 +348,13 @@ cdef class Core(Member):
             lacking = mp_queue_lacking(&self.m, size)
         return lacking
 
+    def _fits(self, uint64_t size):
+        """Whether committed memory has a hole for a value of `size` bytes, as it is now."""
+        cdef bint fits
+        with nogil:
+            fits = mp_fits(&self.m, size)
+        return fits
+
     def _evict(self, candidates):
         """Drops the memory of those candidates that are clean and unpinned; returns the bytes freed."""
         cdef const uint32_t[:] entries = candidates["entry"]

@@ -287,6 +287,7 @@ cdef extern from "kernel.h" nogil:
     uint64_t mp_extent_bytes(uint64_t size)
     mp_code mp_grow(mp_member *m, uint64_t size)
     uint64_t mp_shrink(mp_member *m, uint64_t bytes)
+    bint mp_fits(mp_member *m, uint64_t size)
     uint64_t mp_idle_bytes(mp_member *m)
     uint64_t mp_empty_blocks(mp_member *m, uint64_t bytes)
     mp_code mp_queue_enter(mp_member *m, uint64_t bytes)

@@ -35,6 +35,7 @@ cdef struct Claim:
     uint64_t at          # in the segment file, from the base that publish is told
     uint64_t length
     uint64_t checksum
+    uint64_t stamp       # when it was claimed
     uint32_t entry
     uint8_t codec
     uint8_t open
@@ -114,6 +115,7 @@ cdef class Batch:
             self.examined += 1
             if mp_clean_claim(&self.core.m, c.entry, c.birth, &c.offset, &c.size) == MP_OK:
                 c.open = True
+                c.stamp = self.core.m.entries[c.entry].stamp
                 self.count += 1
                 self.nbytes += mp_extent_bytes(c.size)
         return 0
@@ -237,11 +239,12 @@ cdef class Batch:
     def publish(self, Py_ssize_t first, Py_ssize_t stop, uint32_t segment, uint64_t base, bint evict):
         """Records the places of items [first, stop), which are on disk now, and ends their claims.
 
-        With `evict`, drops the memory of those that nobody has pinned meanwhile. Returns how many were
-        recorded, and the bytes of memory freed; an object that died meanwhile counts as neither. Raises
-        StoreBusyError, StoreCorruptedError, StoreClosedError; the objects left are as they were.
+        With `evict`, drops the memory of those that nobody has pinned or read meanwhile. Returns how many
+        were recorded, and the bytes of memory freed; an object that died meanwhile counts as neither.
+        Raises StoreBusyError, StoreCorruptedError, StoreClosedError; the objects left are as they were.
         """
         cdef Py_ssize_t i, objects = 0
+        cdef bint unread
         cdef uint64_t freed = 0
         cdef mp_code code = MP_OK
         if first < 0 or stop > self.count:
@@ -252,8 +255,9 @@ cdef class Batch:
             for i in range(first, stop):
                 if not self.claims[i].open:
                     continue
-                code = self.publish_one(&self.claims[i], segment, base, evict)
-                if code == MP_OK and evict:
+                unread = self.core.m.entries[self.claims[i].entry].stamp == self.claims[i].stamp
+                code = self.publish_one(&self.claims[i], segment, base, evict and unread)
+                if code == MP_OK and evict and unread:
                     freed += mp_extent_bytes(self.claims[i].size)
                 if code == MP_OK or code == MP_IS_PINNED:
                     objects += 1

@@ -367,6 +367,15 @@ static void slot_give(mp_member *m, uint64_t offset, uint64_t size) {
 
 /* --- extents --- */
 
+bool mp_arena_fits(mp_member *m, uint64_t size) {
+    bool small = size <= MP_SMALL_MAX;
+    if (small && m->header->class_slabs[mp_class_of(size)] != 0) return true;
+    uint64_t pages = small ? MP_BLOCK_PAGES : mp_extent_bytes(size) / MP_PAGE;
+    candidate best = {0};
+    return pages <= mp_arena_pages(m) &&
+           find_run(m, (uint32_t)pages, small ? MP_BLOCK_PAGES : 1, MP_LOOKS, &best) == MP_OK;
+}
+
 mp_code mp_arena_alloc(mp_member *m, uint64_t size, uint64_t *offset, uint32_t *span) {
     *span = 0;
     if (mp_poisoned(m)) return MP_CORRUPTED;

@@ -264,6 +264,7 @@ mp_code mp_drop_place(mp_member *m, uint32_t entry, uint64_t birth); /* of a RES
 uint64_t mp_extent_bytes(uint64_t size); /* what a value of size bytes occupies */
 mp_code mp_arena_alloc(mp_member *m, uint64_t size, uint64_t *offset, uint32_t *span);
 void mp_arena_free(mp_member *m, uint64_t offset, uint64_t size, uint32_t span);
+bool mp_arena_fits(mp_member *m, uint64_t size); /* whether a hole for it is committed */
 typedef struct mp_run { uint32_t block, blocks; } mp_run;
 /* Marks blocks COMMITTING so that a value of size bytes will fit. MP_NO_COMMIT: the limit, or no such run. */
 mp_code mp_arena_plan_grow(mp_member *m, uint64_t size, mp_run *run);
@@ -280,6 +281,7 @@ mp_code mp_arena_rebuild(mp_member *m); /* every arena cache, from entries and t
 /* --- memory.c: the above, composed; these take the mutex themselves --- */
 mp_code mp_grow(mp_member *m, uint64_t size);               /* one step of commitment for a value of size bytes */
 uint64_t mp_shrink(mp_member *m, uint64_t bytes);           /* punches free blocks; returns bytes given back */
+bool mp_fits(mp_member *m, uint64_t size);                  /* whether committed memory has a hole for it now */
 uint64_t mp_idle_bytes(mp_member *m);                       /* committed and free all the time since the last call */
 void mp_set_limits(mp_member *m, const uint64_t *memory, const uint64_t *spill, const uint64_t *overflow);
 

@@ -48,6 +48,13 @@ uint64_t mp_shrink(mp_member *m, uint64_t bytes) {
     return given;
 }
 
+bool mp_fits(mp_member *m, uint64_t size) {
+    if (mp_lock(m, -1) != MP_OK) return false;
+    bool fits = mp_arena_fits(m, size);
+    mp_unlock(m);
+    return fits;
+}
+
 uint64_t mp_idle_bytes(mp_member *m) {
     if (mp_lock(m, -1) != MP_OK) return 0;
     uint64_t pages = atomic_load(&m->header->free_pages);

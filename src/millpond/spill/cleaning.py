@@ -1,10 +1,13 @@
 """One batch on its way to disk: which records are written together, and in what shape.
 
-Invariants: the order of work is frame, write, record the place, never another; while one write is under
-way the next one is prepared in other memory; objects whose place is not recorded stay as they were.
+Invariants: the order of work is frame, write, record the place, never another; objects whose place is
+not recorded stay as they were.
     below 64 KiB   fused by compiled code, one call for up to 8 MiB
     below 8 MiB    straight from the arena, many records in one call; or compressed and fused
-    from 8 MiB on  a file of its own; its header is written last
+    from 8 MiB on  a file of its own, in one call up to 32 MiB; above that, or compressed, piece by piece,
+                   the header last
+Disk and processor work at the same time because two batches do, each in its own memory: the caller's and
+the spiller's. A value of many pieces overlaps with itself.
 A file of one's own can be freed at once, and mapped if it is not compressed.
 Not here: the lock and the report (`writer`), how records lie in a call (`group`), where the bytes go
 (`segments`).
@@ -12,14 +15,14 @@ Not here: the lock and the report (`writer`), how records lie in a call (`group`
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
 from millpond.spill.codec import Codec
 from millpond.spill.frames import encode
-from millpond.spill.group import ClaimedBatch, Group
-from millpond.spill.overlap import Overlap
+from millpond.spill.group import ClaimedBatch, Group, whole_pages
 from millpond.spill.record import (
     ALIGN,
     CODEC_NONE,
@@ -34,6 +37,8 @@ from millpond.spill.record import (
 from millpond.spill.segments import Chunks, Segment, Segments, repack, slices
 
 Pieces = Iterator[bytes | memoryview]
+WHOLE_MAX: Final = 32 << 20
+"""Values up to here are checked before they are written, so that the header goes with the payload."""
 
 
 class Cleaning:
@@ -47,8 +52,9 @@ class Cleaning:
         uuid: bytes,
         segments: Segments,
         groups: tuple[Group, Group],
+        turn: int,
     ) -> None:
-        """`groups` are empty; they are used in turns."""
+        """`groups` are empty; `turn` tells `segments` who appends."""
         self.objects = 0
         self.bytes_written = 0
         self.bytes_evicted = 0
@@ -57,22 +63,21 @@ class Cleaning:
         self._codec = codec
         self._uuid = uuid
         self._segments = segments
-        self._group, self._behind = groups
-        self._disk = Overlap[tuple[int, int]]()
+        self._group, self._spare = groups
+        self._turn = turn
 
     def run(self) -> None:
         """Cleans the batch. Raises SpillError; what was recorded by then is in the tally."""
-        with self._disk:
-            self._clean_small()
-            for index in range(self._batch.small, self._batch.count):
-                self._clean_large(index)
-            self._settle()
+        self._clean_small()
+        for index in range(self._batch.small, self._batch.count):
+            self._clean_large(index)
+        self._settle()
 
     def _clean_small(self) -> None:
         compress = None if self._codec.number == CODEC_NONE else self._compressed
         index = 0
         while index < self._batch.small:
-            self._make_room(HEADER_BYTES + PAGED_MIN + ALIGN)
+            self._settle_unless_fits(HEADER_BYTES + PAGED_MIN + ALIGN)
             index = self._group.add_small(self._batch, index, self._codec.number, compress)
 
     def _compressed(self, value: memoryview) -> bytes | None:
@@ -92,7 +97,7 @@ class Cleaning:
         payload = None if pieces is None else b"".join(pieces)
         stored = value if payload is None else payload
         header = header._replace(stored=len(stored), checksum=xxh3_64_intdigest(stored))
-        self._make_room(record_length(header.codec, size, header.stored))
+        self._settle_unless_fits(record_length(header.codec, size, header.stored))
         if payload is None:
             self._group.add_paged(self._batch, index, header, value)
         else:
@@ -100,32 +105,19 @@ class Cleaning:
 
     # --- writing what was collected ---
 
-    def _make_room(self, nbytes: int) -> None:
-        """Sends the group off if a record of `nbytes` does not fit any more; more will follow."""
-        if self._group.fits(nbytes):
-            return
-        self._record_behind()
-        self._group, self._behind = self._behind, self._group
-        buffers, nbytes = self._behind.finish(), self._behind.nbytes
-        self._disk.start(lambda: self._segments.append(buffers, nbytes))
+    def _settle_unless_fits(self, nbytes: int) -> None:
+        if not self._group.fits(nbytes):
+            self._settle()
 
     def _settle(self) -> None:
-        """Writes and records all that was collected."""
-        self._record_behind()
-        if self._group.runs:
-            buffers = self._group.finish()
-            self._record(self._group, *self._segments.append(buffers, self._group.nbytes))
-
-    def _record_behind(self) -> None:
-        """Waits for the write that is under way, if any, and records its places."""
-        written = self._disk.finish()
-        if written is not None:
-            self._record(self._behind, *written)
-
-    def _record(self, group: Group, segment: int, offset: int) -> None:
-        self.bytes_written += group.nbytes
-        for first, stop, base in group.runs:
-            self._publish(first, stop, segment, offset + base)
+        """Writes what was collected, and records the places."""
+        group = self._group
+        if group.runs:
+            segment, offset = self._segments.append(group.finish(), group.nbytes, self._turn)
+            self.bytes_written += group.nbytes
+            for first, stop, base in group.runs:
+                self._publish(first, stop, segment, offset + base)
+            self._segments.recorded(self._turn)
         group.clear()
 
     def _publish(self, first: int, stop: int, segment: int, base: int) -> None:
@@ -135,8 +127,36 @@ class Cleaning:
 
     def _write_own(self, index: int, header: RecordHeader, value: memoryview, pieces: Pieces | None) -> None:
         self._settle()  # the memory of the groups is needed
+        if pieces is None and header.raw <= WHOLE_MAX:
+            fill = self._whole(header, value)
+        else:
+            fill = self._piecewise(header, value, pieces)
+        segment, written = self._segments.own(PAGE + padded(header.raw), fill)
+        try:
+            length = PAGE + padded(written.stored)
+            self.bytes_written += length
+            self._batch.set_place(index, 0, length, written.checksum, written.codec)
+            self._publish(index, index + 1, segment.index, 0)
+        finally:
+            self._segments.finish(segment)
+
+    def _whole(self, header: RecordHeader, value: memoryview) -> Callable[[Segment], RecordHeader]:
+        header = header._replace(checksum=xxh3_64_intdigest(value))
         page, spare = self._group.page_pair(0)
-        bounces = self._group.bounce, self._behind.bounce
+        page[:HEADER_BYTES] = header.pack()
+        pages = [page, *whole_pages(value, spare)]
+
+        def fill(segment: Segment) -> RecordHeader:
+            self._segments.write_whole(segment, pages, PAGE + padded(header.raw))
+            return header
+
+        return fill
+
+    def _piecewise(
+        self, header: RecordHeader, value: memoryview, pieces: Pieces | None
+    ) -> Callable[[Segment], RecordHeader]:
+        page, spare = self._group.page_pair(0)
+        bounces = self._group.bounce, self._spare.bounce
         used_up = False
 
         def fill(segment: Segment) -> RecordHeader:
@@ -151,11 +171,4 @@ class Cleaning:
                 chunks, expected, number = repack(pieces, bounces), 0, self._codec.number
             return self._segments.write_own(segment, header._replace(codec=number), chunks, expected, page)
 
-        segment, written = self._segments.own(PAGE + padded(header.raw), fill)
-        try:
-            length = PAGE + padded(written.stored)
-            self.bytes_written += length
-            self._batch.set_place(index, 0, length, written.checksum, written.codec)
-            self._publish(index, index + 1, segment.index, 0)
-        finally:
-            self._segments.finish(segment)
+        return fill

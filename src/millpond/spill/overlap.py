@@ -1,15 +1,18 @@
-"""One call under way in a thread of its own, while the caller prepares the next.
+"""One call under way in another thread, while the caller prepares the next.
 
 Disk and processor take turns otherwise: framing and checksums cost a third of the time of a write.
 Invariants: at most one call is under way; leaving the `with` block waits for it, whatever happened, so
-that buffers are free again; where no thread can be started (interpreter shutdown), the call just runs.
-Threads live for one call: none is left to disturb a fork.
+that buffers are free again, and ends the thread: none is left to disturb a fork. Where no thread can be
+started (interpreter shutdown), the call just runs.
+The thread lives as long as the block: starting one beside a disk at work was measured at up to 2.7 ms,
+handing it a call at 0.01.
 Not here: what is called.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from queue import SimpleQueue
 from threading import Event, Thread
 from types import TracebackType
 from typing import Generic, TypeVar
@@ -22,19 +25,39 @@ class Overlap(Generic[T]):
 
     def __init__(self) -> None:
         self._thread: Thread | None = None
+        self._calls: SimpleQueue[Callable[[], T] | None] = SimpleQueue()
+        self._under_way = False
         self._done = Event()
+        self._ended = Event()
         self._results: list[T] = []
         self._errors: list[BaseException] = []
 
     def start(self, call: Callable[[], T]) -> None:
         """Starts `call`; `finish` must have been called since the last start."""
         self._done.clear()
-        thread = Thread(target=self._run, args=(call,), name="millpond-disk", daemon=True)
+        if self._thread is None and not self._start_thread():
+            self._run(call)
+            return
+        self._calls.put(call)
+        self._under_way = True
+
+    def _start_thread(self) -> bool:
+        thread = Thread(target=self._serve, name="millpond-disk", daemon=True)
         try:
             thread.start()
             self._thread = thread
         except RuntimeError:
+            return False
+        except BaseException:  # an interrupt, when it may have started already
+            self._calls.put(None)
+            raise
+        return True
+
+    def _serve(self) -> None:
+        while (call := self._calls.get()) is not None:
             self._run(call)
+            del call  # an idle thread keeps nobody's memory
+        self._ended.set()
 
     def _run(self, call: Callable[[], T]) -> None:
         try:
@@ -52,16 +75,9 @@ class Overlap(Generic[T]):
         return self._results.pop() if self._results else None
 
     def _wait(self) -> None:
-        interrupt = None
-        while self._thread is not None:
-            try:
-                self._done.wait()  # before Python 3.13, a join that was interrupted takes the thread for dead
-                thread, self._thread = self._thread, None
-                thread.join()
-            except BaseException as error:  # the call must not be left at work on memory that is used again
-                interrupt = error
-        if interrupt is not None:
-            raise interrupt
+        if self._under_way:
+            _wait_whatever_comes(self._done)
+            self._under_way = False
 
     def __enter__(self) -> Overlap[T]:
         return self
@@ -69,4 +85,23 @@ class Overlap(Generic[T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._wait()
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._calls.put(None)
+            _wait_whatever_comes(self._ended)
+            thread.join()
+
+
+def _wait_whatever_comes(event: Event) -> None:
+    """Interrupts are raised afterwards: a call must not be left at work on memory that is used again.
+
+    Not by joining the thread: before Python 3.13, a join that was interrupted takes it for dead.
+    """
+    interrupt = None
+    while not event.is_set():
+        try:
+            event.wait()
+        except BaseException as error:
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt

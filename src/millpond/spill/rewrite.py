@@ -77,6 +77,7 @@ class Rewriter:
                     batch.add(record, view)
             return written + self._flush(batch)
         finally:
+            self._segments.recorded(0)
             self._segments.roll()
 
     def failed(self, ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -96,7 +97,7 @@ class Rewriter:
         if not batch.records:
             return 0
         buffer = batch.whole_pages()
-        segment, base = self._segments.append([buffer], len(buffer))
+        segment, base = self._segments.append([buffer], len(buffer), 0)
         offsets = np.array(batch.offsets, np.uint64) + np.uint64(base)
         self._places.move(np.array(batch.records), segment, offsets)
         batch.clear()

@@ -3,8 +3,9 @@
 Invariants: the table knows a segment before its file exists, and hands out every byte of it, so that
 what a killed process leaves is found and removed; a segment stays OPEN until the places in it are
 recorded, or somebody would unlink it as dead; a write counts once it is on the disk (direct, or waited
-for); a segment in which a write failed gets no further records.
-The caller serializes: one `Segments` belongs to one writer and its lock.
+for); a segment in which a write failed gets no further records; one call to the disk at a time: two
+would share its speed, and end together to leave it idle together.
+Safe for the two turns of one writer, each of which is one thread's at a time.
 Not here: what is written (`writer`), which directories there are (`directory`).
 """
 
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from threading import RLock
 from typing import Final, Protocol, TypeVar
 
 from xxhash import xxh3_64
@@ -97,15 +99,21 @@ class Segments:
         self._relief = relief
         self._table = table
         self._system = directories.system
+        self._lane = RLock()  # held while the disk works
+        self._books = RLock()  # of what follows; held for moments, and taken after the lane
         self._current: Segment | None = None
+        self._appended: dict[int, Segment] = {}
+        self._retired: list[Segment] = []
 
-    def append(self, buffers: Sequence[memoryview], nbytes: int) -> tuple[int, int]:
+    def append(self, buffers: Sequence[memoryview], nbytes: int, turn: int) -> tuple[int, int]:
         """Writes `buffers`, whole pages of `nbytes` in all, behind one another in an append segment.
 
-        Returns the segment's index and the offset. The segment is open at least until the next call.
-        Raises SpillError when no directory takes them, or the spill limit is reached.
+        Returns the segment's index and the offset. The segment stays open until the next call for the
+        same turn, or `recorded`: until then the caller records the places. Raises SpillError when no
+        directory takes them, or the spill limit is reached.
         """
-        return self._relieved(nbytes, lambda: self._append(buffers, nbytes))
+        with self._lane:
+            return self._relieved(nbytes, lambda: self._append(buffers, nbytes, turn))
 
     def _relieved(self, nbytes: int, attempt: Callable[[], T]) -> T:
         """What `attempt` returns. When it finds no space, some is freed and it may try again."""
@@ -120,26 +128,55 @@ class Segments:
                     raise
         return attempt()
 
-    def _append(self, buffers: Sequence[memoryview], nbytes: int) -> tuple[int, int]:
+    def _append(self, buffers: Sequence[memoryview], nbytes: int, turn: int) -> tuple[int, int]:
         tried: dict[int, OSError] = {}
-        current = self._current
-        if current is not None and current.size + nbytes > SEGMENT_BYTES:
-            self.roll()
-        elif current is not None:
+        self.recorded(turn)
+        current = self._take_current(nbytes, turn)
+        if current is not None:
             try:
                 self.directories.check_room(current.directory, nbytes)
                 self._check_there(current)
                 return current.index, self._append_to(current, buffers, nbytes)
             except SpillError:
+                self.recorded(turn)
                 raise
             except OSError as error:
-                self._give_up(current, error, tried)
-                self._current = None
+                self._note(current, error, tried)
+                self.roll()
+                self.recorded(turn)
         segment, offset = self._in_some_directory(
             nbytes, tried, lambda segment: self._append_to(segment, buffers, nbytes)
         )
-        self._current = segment
+        with self._books:
+            self._current = self._appended[turn] = segment
         return segment.index, offset
+
+    def _take_current(self, nbytes: int, turn: int) -> Segment | None:
+        """The segment to append to, marked as in use, if there is one with room."""
+        with self._books:
+            if self._current is not None and self._current.size + nbytes > SEGMENT_BYTES:
+                self.roll()
+            if self._current is not None:
+                self._appended[turn] = self._current
+            return self._current
+
+    def recorded(self, turn: int) -> None:
+        """The places of what this turn appended are recorded, or given up."""
+        with self._books:
+            self._appended.pop(turn, None)
+            for segment in [one for one in self._retired if not self._in_use(one)]:
+                self._retired.remove(segment)
+                self.finish(segment)
+
+    def _in_use(self, segment: Segment) -> bool:
+        return any(one is segment for one in self._appended.values())
+
+    def _retire(self, segment: Segment) -> None:
+        """Nothing more is appended to `segment`: it ends as soon as its places are recorded."""
+        if self._in_use(segment):
+            self._retired.append(segment)
+        else:
+            self.finish(segment)
 
     def _append_to(self, segment: Segment, buffers: Sequence[memoryview], nbytes: int) -> int:
         offset = self.reserve(segment, nbytes)
@@ -180,7 +217,8 @@ class Segments:
                 self.finish(segment)
                 raise
             except OSError as error:
-                self._give_up(segment, error, tried)
+                self._note(segment, error, tried)
+                self.finish(segment)
             except BaseException:
                 self.finish(segment)
                 raise
@@ -209,15 +247,26 @@ class Segments:
 
     def write(self, segment: Segment, buffers: Sequence[memoryview], offset: int) -> None:
         """Writes whole pages at `offset`, which was reserved. Raises OSError."""
-        start = time.perf_counter()
-        self.speed.note(write_all(self._system, segment.fd, buffers, offset), time.perf_counter() - start)
+        with self._lane:
+            start = time.perf_counter()
+            self.speed.note(write_all(self._system, segment.fd, buffers, offset), time.perf_counter() - start)
 
     def settle(self, segment: Segment) -> None:
         """Makes sure that what was written is on the disk. Raises OSError."""
         if not segment.direct:
-            start = time.perf_counter()
-            self._system.fdatasync(segment.fd)
-            self.speed.note(0, time.perf_counter() - start)
+            with self._lane:
+                start = time.perf_counter()
+                self._system.fdatasync(segment.fd)
+                self.speed.note(0, time.perf_counter() - start)
+
+    def write_whole(self, segment: Segment, buffers: Sequence[memoryview], nbytes: int) -> None:
+        """Writes a record whose checksum is known, `nbytes` of whole pages, into a segment of its own.
+
+        Raises OSError, SpillError.
+        """
+        self.write(segment, buffers, self.reserve(segment, nbytes))
+        self.settle(segment)
+        self.directories.note_success(segment.directory)
 
     def write_own(
         self, segment: Segment, header: RecordHeader, chunks: Chunks, expected: int, page: memoryview
@@ -247,10 +296,9 @@ class Segments:
         self.directories.note_success(segment.directory)
         return header
 
-    def _give_up(self, segment: Segment, error: OSError, tried: dict[int, OSError]) -> None:
+    def _note(self, segment: Segment, error: OSError, tried: dict[int, OSError]) -> None:
         tried[segment.directory] = error.with_traceback(None)
         self.directories.note_failure(segment.directory, error)
-        self.finish(segment)
 
     def finish(self, segment: Segment) -> None:
         """Nothing more comes into `segment`."""
@@ -261,22 +309,27 @@ class Segments:
                 self._system.close(segment.fd)
 
     def roll(self) -> None:
-        """Closes the current append segment; the next append opens another."""
-        segment, self._current = self._current, None
-        if segment is not None:
-            self.finish(segment)
+        """Appends no more to the current segment; the next append opens another."""
+        with self._books:
+            segment, self._current = self._current, None
+            if segment is not None:
+                self._retire(segment)
 
     def roll_sparse(self) -> None:
-        """Closes the current append segment if little of it is alive: closed, it gives its space back."""
-        if self._current is not None:
-            info = self._table.segment_info(self._current.index)
-            if info is not None and info[2] > 0 and _is_sparse(*info[2:4]):
-                self.roll()
+        """Closes the current append segment if little of it is alive: closed, it gives its space back. Not
+        while it is written."""
+        with self._books:
+            if self._current is not None and not self._in_use(self._current):
+                info = self._table.segment_info(self._current.index)
+                if info is not None and info[2] > 0 and _is_sparse(*info[2:4]):
+                    self.roll()
 
     def forget(self) -> None:
-        """In a forked child: the open segment is the parent's."""
-        segment, self._current = self._current, None
-        if segment is not None:
+        """In a forked child: the open segments are the parent's, and so is who was writing."""
+        self._lane, self._books = RLock(), RLock()
+        segments = [*self._retired, *([self._current] if self._current is not None else [])]
+        self._current, self._appended, self._retired = None, {}, []
+        for segment in segments:
             self._system.close(segment.fd)
 
 

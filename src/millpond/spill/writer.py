@@ -2,7 +2,8 @@
 
 Invariants: a place is recorded only when its record is whole on the disk, and memory is only dropped by
 that same step; whatever goes wrong, objects whose place was not recorded are as they were, and their
-claims are ended; one thread of a process writes at a time.
+claims are ended; two batches of a process are under way at a time at most, the spiller's and one
+caller's, so that one is prepared and recorded while the other is written.
 Not here: choosing what to clean (the store and its policies), how a batch is cut into writes
 (`cleaning`), restoring (`reader`).
 """
@@ -54,6 +55,32 @@ class SpillReport:
     """What ended the work early; the objects left over are in memory as before."""
 
 
+class _Turn:
+    """The right to write, one thread's at a time, and the memory that records are put together in."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self._groups: tuple[Group, Group] | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Nobody's any more: a forked child does not have the thread that took it."""
+        self.lock = RLock()
+
+    def is_mine(self) -> bool:
+        """Whether this thread is in the middle of it. The lock knows, whatever interrupts a `with` block."""
+        mine: bool = self.lock._is_owned()  # type: ignore[attr-defined]  # as threading.Condition asks it
+        return mine
+
+    def take_groups(self) -> tuple[Group, Group]:
+        """Empty ones; warm from the second time on."""
+        if self._groups is None:
+            self._groups = Group(), Group()
+        for group in self._groups:
+            group.clear()
+        return self._groups
+
+
 class SpillWriter:
     """Writes the objects of one store from one process. Safe for many threads, which take turns."""
 
@@ -69,9 +96,8 @@ class SpillWriter:
         self._uuid = table.uuid
         self._segments = Segments(table, directories, relief)
         self._auto = Auto(self._segments.speed)
-        self._lock = RLock()
-        self._writing = self._leaving = False
-        self._groups: tuple[Group, Group] | None = None
+        self._turns = _Turn(0), _Turn(1)
+        self._leaving = False
         _writers.add(self)
 
     def use_codec(self, number: int) -> None:
@@ -79,16 +105,18 @@ class SpillWriter:
         not know (`register_codec`) is as good as none."""
         self.codec = self._auto if number == AUTO else known_codec(number) or NONE
 
-    def clean(self, batch: ClaimedBatch, evict: bool) -> SpillReport:
+    def clean(self, batch: ClaimedBatch, evict: bool, behind: bool = False) -> SpillReport:
         """Writes every object of `batch`, records the places, and drops the memory if `evict`.
 
-        Every claim is ended when this returns or raises. Raises SpillError when nothing could be
-        cleaned at all; what goes wrong after a part of the work is in the report.
+        behind: this is the spiller, which need not wait for callers' turns. Every claim is ended when
+        this returns or raises. Raises SpillError when nothing could be cleaned at all; what goes wrong
+        after a part of the work is in the report.
         """
         error = None
         try:
-            with self._turn():
-                work = Cleaning(batch, evict, self.codec, self._uuid, self._segments, self._take_groups())
+            with self._turn(behind) as turn:
+                groups = turn.take_groups()
+                work = Cleaning(batch, evict, self.codec, self._uuid, self._segments, groups, turn.number)
                 try:
                     work.run()
                 except SpillError as refused:
@@ -110,16 +138,18 @@ class SpillWriter:
         directory takes the value.
         """
         header = RecordHeader(self._uuid, entry, birth, CODEC_NONE, size, size, 0)
-        with self._turn():
+        with self._turn() as turn:
             if size >= OWN_FILE_MIN:
-                with self._through_own_file(parts, header) as place:
+                with self._through_own_file(parts, header, turn.take_groups()) as place:
                     yield place
             else:
-                yield self._through_append(parts, header)
+                yield self._through_append(parts, header, turn)
 
     @contextmanager
-    def _through_own_file(self, parts: Sequence[bytes | memoryview], header: RecordHeader) -> Iterator[Place]:
-        group, other = self._take_groups()
+    def _through_own_file(
+        self, parts: Sequence[bytes | memoryview], header: RecordHeader, groups: tuple[Group, Group]
+    ) -> Iterator[Place]:
+        group, other = groups
         page, _ = group.page_pair(0)
         expected = padded(header.raw)
 
@@ -134,8 +164,10 @@ class SpillWriter:
         finally:
             self._segments.finish(segment)
 
-    def _through_append(self, parts: Sequence[bytes | memoryview], header: RecordHeader) -> Place:
-        group, other = self._take_groups()
+    def _through_append(
+        self, parts: Sequence[bytes | memoryview], header: RecordHeader, turn: _Turn
+    ) -> Place:
+        group, other = turn.take_groups()
         packed = header.raw < PAGED_MIN
         gap = HEADER_BYTES if packed else 0
         payload, pages = next(repack(chain([bytes(gap)], parts), (group.bounce, other.bounce)))
@@ -144,54 +176,46 @@ class SpillWriter:
         if not packed:
             pages = [group.page_pair(0)[0], *pages]
         pages[0][:HEADER_BYTES] = header.pack()
-        segment, offset = self._segments.append(pages, sum(map(len, pages)))
+        segment, offset = self._segments.append(pages, sum(map(len, pages)), turn.number)
         length = record_length(CODEC_NONE, header.raw, header.raw)
         return Place(offset, length, header.checksum, segment, CODEC_NONE)
 
     @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """One write at a time. A destructor or a signal's handler that comes by in the middle of its own
-        thread's turn is refused: it would wait for itself."""
-        with self._lock:
-            if self._writing:
-                raise SpillError(errno.EDEADLK, "this thread is in the middle of a spill: try again after it")
-            self._writing = True
+    def _turn(self, behind: bool = False) -> Iterator[_Turn]:
+        """A destructor or a signal's handler that comes by in the middle of its own thread's turn is
+        refused: it would wait for itself."""
+        turn = self._turns[behind]
+        if self._in_turn():
+            raise SpillError(errno.EDEADLK, "this thread is in the middle of a spill: try again after it")
+        with turn.lock:
             try:
-                yield
+                yield turn
             finally:
-                self._writing = False
+                self._segments.recorded(turn.number)
                 if self._leaving:
                     self._segments.roll()
+
+    def _in_turn(self) -> bool:
+        """Whether this thread is in the middle of a turn."""
+        return any(turn.is_mine() for turn in self._turns)
 
     def roll(self) -> None:
         """Closes the append segment, so that its file can go once its last record is dead. In the middle
         of this thread's own turn: when that ends."""
-        with self._lock:
-            if self._writing:
-                self._leaving = True
-            else:
-                self._segments.roll()
+        if self._in_turn():
+            self._leaving = True
+        else:
+            self._segments.roll()
 
     def roll_sparse(self) -> None:
         """The same if little of the segment is alive. Does nothing while somebody writes."""
-        if self._lock.acquire(blocking=False):
-            try:
-                if not self._writing:
-                    self._segments.roll_sparse()
-            finally:
-                self._lock.release()
-
-    def _take_groups(self) -> tuple[Group, Group]:
-        """The memory that records are put together in, empty; warm from the second time on."""
-        if self._groups is None:
-            self._groups = Group(), Group()
-        for group in self._groups:
-            group.clear()
-        return self._groups
+        if not self._in_turn():
+            self._segments.roll_sparse()
 
     def _after_fork(self) -> None:
-        self._lock = RLock()
-        self._writing = self._leaving = False
+        for turn in self._turns:
+            turn.reset()
+        self._leaving = False
         self._segments.forget()
 
 

@@ -2,8 +2,9 @@
 
 Invariants: every step either changes something (memory committed, bytes freed, a dead member reaped) and
 says so, or says that nothing is left to do; nothing is freed that has no whole disk copy. Nothing here
-waits for other members.
-Not here: who goes first (`millpond.eviction`), how it is written (`millpond.spill`).
+waits for other members; who finds nothing to evict waits for what this process's spiller is writing.
+Not here: who goes first (`millpond.eviction`), how it is written (`millpond.spill`), the thread that
+works ahead of the puts (`spiller`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import gc
 import os
 import time
 import weakref
-from collections.abc import Iterator
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +22,17 @@ from millpond.errors import SpillError, StoreFullError
 from millpond.eviction.limits import headroom
 from millpond.eviction.named import Policy, numbered
 from millpond.eviction.ranking import Ranking
-from millpond.hot import BLOCK, Batch, Code, Core, Queued
+from millpond.hot import BLOCK, Batch, Code, Core, Queued, Using
+from millpond.store.spiller import Spiller
 from millpond.units import format_bytes
 
 if TYPE_CHECKING:
     from millpond.spill.writer import SpillWriter
 
 BATCH_BYTES = 32 << 20
+STEP_BYTES = 8 << 20
+AHEAD_SHARE = 8
+"""One part in so many of the limit is kept free ahead of the puts while they come."""
 COMMIT_STEP = 2 << 20
 GC_INTERVAL_S = 1.0
 BARREN_S = 0.25
@@ -46,7 +50,9 @@ class Room:
         self._shared_policy = self._ranked_by = numbered(self._number)
         self._core = core
         self._writer = writer
+        self.spiller = Spiller(self)
         self._lock = RLock()
+        self._ranks = RLock()
         self._ranking: Ranking | None = None
         self._collected = self._barren_until = 0.0
         self._barren_free = 0
@@ -59,16 +65,19 @@ class Room:
         Raises SpillError when the disk refuses and nothing else helps.
         """
         lacking = self._core._lacking(size)
-        if not lacking and self._commit(size):
-            return True
         totals = self._core._totals()
+        below = totals["committed_bytes"] + BLOCK <= totals["memory_limit"]
+        if not lacking and below and self._commit(size):
+            return True
         if size > totals["memory_limit"]:
             return False
+        if not lacking and totals["free_bytes"] >= size and self._core._fits(size):
+            return True  # somebody has evicted meanwhile: what is warm need not be regrouped
         if not lacking and _scattered(totals) and self._regroup(size):
             return True
         if self._core._reap():
             return True
-        if self.evict(max(size, lacking, min(BATCH_BYTES, totals["memory_limit"] // 8))):
+        if self._spill(max(size, lacking, min(STEP_BYTES, totals["memory_limit"] // 8))):
             return True
         return (not lacking and self._regroup(size)) or self._collect_garbage()
 
@@ -121,31 +130,62 @@ class Room:
         self._core._ask_for_gc()
         return gc.collect() > 0
 
+    def _spill(self, nbytes: int) -> bool:
+        """Evicts, beside the spiller; with nothing left to take, waits for what that one has taken."""
+        if self._writer is None:
+            return self.evict(nbytes) > 0
+        seen = self.spiller.freed
+        self.spiller.wake()
+        return self.evict(nbytes) > 0 or self.spiller.await_step(seen)
+
     def evict(self, nbytes: int) -> int:
         """Cleans and evicts the coldest objects that nobody uses until `nbytes` are free; the bytes freed.
 
         Raises SpillError when the disk refuses and nothing could be freed.
         """
-        freed = 0
         with self._lock:
-            for ranking in self._rankings(nbytes):
-                while freed < nbytes and not ranking.exhausted:
-                    rows = ranking.take(nbytes - freed)
-                    freed += self._evict_rows(rows[self._core._unread(rows)])
-                if freed:
-                    break
+            return self._evict_ranked(nbytes, behind=False)
+
+    def evict_ahead(self) -> int:
+        """The spiller's work: one step towards the room that is kept free while puts come.
+
+        Returns the bytes freed; 0: there is room enough, or nothing can go. Raises SpillError like `evict`,
+        StoreClosedError.
+        """
+        with Using(self._core):
+            totals = self._core._totals()
+            limit = totals["memory_limit"]
+            room = totals["free_bytes"] + max(0, limit - totals["committed_bytes"])
+            if room >= limit // AHEAD_SHARE:
+                return 0
+            return self._evict_ranked(min(STEP_BYTES, limit // AHEAD_SHARE), behind=True)
+
+    def _evict_ranked(self, nbytes: int, behind: bool) -> int:
+        freed, fresh = 0, False
+        while freed < nbytes:
+            with self._ranks:
+                if not self._lasts():
+                    if freed or fresh:
+                        break
+                    fresh = True
+                rows = self._next(nbytes - freed)
+            freed += self._evict_rows(rows[self._core._unread(rows)], behind)
         return freed
 
-    def _rankings(self, nbytes: int) -> Iterator[Ranking]:
-        """The last ranking while it lasts, then a fresh one: ranking is linear in the objects."""
-        policy = self.policy
-        if self._ranking is not None and self._ranked_by is policy and not self._ranking.exhausted:
-            yield self._ranking
-        rows = self._core._candidates()
-        share = int(rows["size"].sum()) // 8
-        self._ranking = Ranking(rows, policy, max(share, nbytes), evict=True)
-        self._ranked_by = policy
-        yield self._ranking
+    def _lasts(self) -> bool:
+        """Whether the last ranking is still of use."""
+        ranking = self._ranking
+        return ranking is not None and self._ranked_by is self.policy and not ranking.exhausted
+
+    def _next(self, nbytes: int) -> np.ndarray[Any, Any]:
+        """The next victims of the last ranking, or of a fresh one: ranking is linear in the objects."""
+        ranking, policy = self._ranking, self.policy
+        if ranking is None or self._ranked_by is not policy or ranking.exhausted:
+            rows = self._core._candidates()
+            share = int(rows["size"].sum()) // 8
+            ranking = Ranking(rows, policy, max(share, nbytes), evict=True)
+            self._ranking, self._ranked_by = ranking, policy
+        return ranking.take(nbytes)
 
     @property
     def policy(self) -> Policy:
@@ -157,13 +197,13 @@ class Room:
             self._shared_policy = numbered(self._number)
         return self._shared_policy
 
-    def _evict_rows(self, rows: np.ndarray[Any, Any]) -> int:
+    def _evict_rows(self, rows: np.ndarray[Any, Any], behind: bool = False) -> int:
         freed: int = self._core._evict(rows[rows["clean"] != 0])
         dirty = rows[rows["clean"] == 0]
         if self._writer is None or not len(dirty):
             return freed
         batch = Batch(self._core, dirty, 1 << 62)
-        return freed + (self._writer.clean(batch, evict=True).bytes_evicted if batch.count else 0)
+        return freed + (self._writer.clean(batch, True, behind).bytes_evicted if batch.count else 0)
 
     def relieve(self) -> None:
         """What the first member's janitor does each second: keep to a limit that was lowered, leave the
@@ -245,9 +285,9 @@ _rooms: weakref.WeakSet[Room] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
-    """The lock may have been held by a thread that a forked child has not."""
+    """The locks may have been held by threads that a forked child has not."""
     for room in list(_rooms):
-        room._lock = RLock()
+        room._lock, room._ranks = RLock(), RLock()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

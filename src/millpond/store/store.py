@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import operator
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
@@ -36,6 +37,7 @@ from millpond.spill.reclaim import Reclaimer
 from millpond.spill.sweep import sweep_dead
 from millpond.spill.writer import SpillWriter
 from millpond.store import explain, inspection, membership, peers, serialize
+from millpond.store.cleaner import Cleaner
 from millpond.store.explain import Explanation
 from millpond.store.info import Holders, ObjectInfo, Stats
 from millpond.store.janitor import Janitor
@@ -114,6 +116,7 @@ class Store(Core):
                 reader = SpillReader(self, self._directories)
             self._writer = writer
             self._room = Room(self, writer)
+            self._cleaner = Cleaner(self, writer) if writer is not None else None
             self._restore = Restore(self, self._room, reader)
             self._prefetch = Prefetch(self, self._restore.ahead)
             self._janitor = Janitor(self)
@@ -145,6 +148,7 @@ class Store(Core):
             return
         self._janitor.stop()
         self._prefetch.stop(forget=True)
+        self._room.spiller.stop()
         with suppress(StoreClosedError), Using(self):
             if self._writer is not None:
                 self._writer.roll()
@@ -178,12 +182,15 @@ class Store(Core):
                 sweep_dead(self, self._directories)
 
     def _relieve(self) -> None:
-        """What the first member's janitor does for all: keep to the limits, give idle memory back."""
+        """What the first member's janitor does for all: keep to the limits, give idle memory back, clean
+        what is cold before memory is full."""
         with Using(self):
             if self._members()[0][0] == self._totals()["slot"]:
                 self._room.relieve()
                 if self._reclaimer is not None:
                     self._reclaimer.routine()
+                if self._cleaner is not None:
+                    self._cleaner.look(self._room.policy, time.monotonic())
 
     # --- put ---
 
@@ -466,6 +473,7 @@ class Store(Core):
             self._guard()
             if self._writer is None:
                 raise SpillError("spilling is off in this store (spill_limit=0)")
+            self._room.spiller.stop()  # what it is writing is nobody else's to spill
             rows = self._candidates()
             if refs is not None:
                 wanted = [self._own(ref)._key for ref in ([refs] if isinstance(refs, ObjectRef) else refs)]

@@ -1,0 +1,140 @@
+"""The spiller: a thread that makes room ahead of the puts, so that disk and memory work at the same time.
+
+A put that finds no room evicts for itself and wakes the spiller, which evicts as well: one of the two
+prepares while the other one writes, and the next puts find room. It goes on until an eighth of the limit is
+free, looks again every few milliseconds, and ends when nothing was to be done for a moment.
+Invariants: at most one thread per member, and none without pressure; it stops before a fork, and the next
+put without room brings it back; it has no rule of its own about what goes (`room`); a step that fails is
+logged once and not tried again for a second, and whoever needs the room meets the error himself.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING
+
+from millpond.errors import StoreClosedError
+from millpond.store.janitor import await_end
+
+if TYPE_CHECKING:
+    from millpond.store.room import Room
+
+LOOK_S = 0.002
+LINGER_S = 0.25
+RETRY_S = 1.0
+SLICE_S = 0.05
+
+log = logging.getLogger("millpond")
+
+
+class Spiller:
+    """Runs `Room.evict_ahead` in the background, from `wake` until nothing is to be done, or `stop`."""
+
+    def __init__(self, room: Room) -> None:
+        self.freed = 0
+        """Bytes that the thread has freed so far."""
+        self._room = weakref.ref(room)
+        self._failed = False
+        self._rest_until = 0.0
+        self._reset()
+        _spillers.add(self)
+
+    def _reset(self) -> None:
+        self._lock = threading.RLock()  # a destructor or a signal's handler may close the store anywhere
+        self._thread: threading.Thread | None = None
+        self._wanted = threading.Event()
+        self._idle = threading.Event()
+        self._idle.set()
+        self._stopping = threading.Event()  # each thread has one of its own
+
+    def wake(self) -> None:
+        """Starts the thread if there is none, unless it has failed just now. Cheap when there is."""
+        if self._wanted.is_set() or self._rest_until > time.monotonic():
+            return
+        with self._lock:
+            self._wanted.set()
+            if self._thread is None:
+                stopping = threading.Event()
+                run = partial(self._run, stopping)
+                thread = threading.Thread(target=run, name="millpond-spiller", daemon=True)
+                # no more threads, or the interpreter ends: puts do the work
+                with suppress(RuntimeError):
+                    self._stopping = stopping
+                    thread.start()
+                    self._thread = thread
+
+    def await_step(self, seen: int) -> bool:
+        """Waits for the step that the thread is at, if any; whether `freed` is not `seen` any more."""
+        while self.freed == seen and not self._idle.wait(SLICE_S):
+            pass
+        return self.freed != seen
+
+    def stop(self) -> None:
+        """Ends the thread and waits for it. Harmless in the thread itself."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+            self._stopping.set()
+        self._wanted.set()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+            await_end(thread.native_id)
+
+    def _run(self, stopping: threading.Event) -> None:
+        worked = time.monotonic()
+        while not stopping.is_set():
+            self._wanted.clear()
+            if self._step(stopping):
+                worked = time.monotonic()
+            elif self._rest_until > worked or time.monotonic() - worked > LINGER_S:
+                with self._lock:
+                    if self._thread is threading.current_thread():
+                        self._thread = None
+                        return
+            else:
+                self._wanted.wait(LOOK_S)
+
+    def _step(self, stopping: threading.Event) -> bool:
+        """Whether it freed anything."""
+        room = self._room()
+        if room is None:
+            stopping.set()
+            return False
+        self._idle.clear()
+        try:
+            freed = room.evict_ahead()
+            self.freed += freed
+            self._failed = self._failed and not freed
+            return freed > 0
+        except StoreClosedError:
+            stopping.set()
+        except Exception as error:
+            self._rest_until = time.monotonic() + RETRY_S
+            if not self._failed:
+                log.warning("spilling ahead of the puts failed, they spill for themselves: %s", str(error))
+            self._failed = True
+        finally:
+            self._idle.set()
+        return False
+
+
+_spillers: weakref.WeakSet[Spiller] = weakref.WeakSet()
+
+
+def _before_fork() -> None:
+    for spiller in list(_spillers):
+        spiller.stop()
+
+
+def _after_fork_in_child() -> None:
+    """Another thread may have started it after the stop, for the parent only."""
+    for spiller in list(_spillers):
+        spiller._reset()
+
+
+os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
