@@ -11,7 +11,7 @@ SOURCES := setup.py $(shell find src/millpond -name '*.py' -o -name '*.pyi' -o -
 KERNEL := $(wildcard src/millpond/kernel/*.c)
 STRICT := -O2 -std=gnu11 -Wall -Wextra -Werror -fvisibility=hidden -pthread -Isrc/millpond/kernel
 
-.PHONY: help venv demo test nightly check check-style check-types check-kernel check-instructions failpoints proof storm soak bench stress clean
+.PHONY: help venv demo test nightly check check-style check-types check-kernel check-instructions failpoints proof storm soak bench bench-peers stress clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -100,6 +100,24 @@ bench: venv ## run the benchmarks; tables on the screen, JSON in benchmarks/resu
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/spill.py
 	$(BIN)/python benchmarks/eviction.py --real
+
+# What each peer is installed from, in an environment of its own.
+PEERS := ray plasma vineyard redis joblib dask
+PEER_ray := ray
+PEER_plasma := pyarrow==11.0.0 numpy<2
+PEER_vineyard := vineyard
+PEER_redis := redis
+PEER_joblib := joblib
+PEER_dask := distributed
+
+build/peers/%/installed:
+	$(PYTHON) -m venv build/peers/$*
+	build/peers/$*/bin/pip install --quiet numpy $(patsubst %,"%",$(PEER_$*))
+	@touch $@
+
+bench-peers: venv $(PEERS:%=build/peers/%/installed) ## the same work by Ray, Plasma, vineyard, Redis, joblib, Dask and the standard library
+	$(BIN)/python benchmarks/peers/run.py millpond=$(BIN)/python shared_memory=$(BIN)/python \
+		$(foreach peer,$(PEERS),$(peer)=build/peers/$(peer)/bin/python) --plot docs/images/get-latency.svg
 
 stress: venv ## 2 GiB through 256 MiB, four processes, one killed every second
 	$(BIN)/millpond stress --memory 256MiB --data 2GiB --processes 4 --seconds 20 --kill
