@@ -1,7 +1,7 @@
 """The stores that are compared, each behind the same three calls. Runs in the environment of one of them.
 
 A client answers lines on its standard input, each naming something to measure, with lines of JSON:
-seconds per call, median over a few tens of milliseconds. Needs NumPy and the peer's own package, nothing else.
+seconds per call, median over tens of milliseconds. Needs NumPy and the peer's own package, nothing else.
 What is measured is what a user would write: a value in, a value out, serialization included on both sides.
 
 Run: python clients.py NAME DIRECTORY   (by run.py)
