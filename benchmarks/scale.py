@@ -1,0 +1,228 @@
+"""How cost grows: with objects (a thousand to a million), with processes (one and two), with members.
+
+Random access reads values in an order that no cache can guess; beside it the same order over a list of
+pickles, since a million of anything do not fit into a cache. Two processes work on objects of their own;
+beside them the same loops without a store. Memory for each object is what table and arena take beyond its
+stored bytes.
+Prints Markdown.
+
+Run: python benchmarks/scale.py [--objects 1000000] [--members 64]
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import pickle
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from harness import Timing, machine, markdown, race_once, save
+
+import millpond
+
+FEW = 1_000
+CALLS = 20_000
+VALUE = {"id": 4711, "name": "millpond", "scores": [1.5, 2.5], "ok": True}
+LOOP_S = 1.0
+FORK = multiprocessing.get_context("fork")
+
+
+def order(count: int) -> list[int]:
+    """CALLS random indices below `count`."""
+    return np.random.default_rng(count).integers(0, count, CALLS).tolist()
+
+
+def per_call(calls: Callable[[], None]) -> Callable[[], float]:
+    """Seconds for one of the CALLS that `calls` makes."""
+
+    def measure() -> float:
+        start = time.perf_counter()
+        calls()
+        return (time.perf_counter() - start) / CALLS
+
+    return measure
+
+
+def reads(store: millpond.Store, refs: list[Any]) -> Callable[[], float]:
+    """Random gets."""
+    chosen = [refs[i] for i in order(len(refs))]
+
+    def calls() -> None:
+        for ref in chosen:
+            store.get(ref)
+
+    return per_call(calls)
+
+
+def puts(store: millpond.Store) -> Callable[[], float]:
+    """Puts of a small dict, each dropped when the next one is there."""
+
+    def calls() -> None:
+        for _ in range(CALLS):
+            store.put(VALUE)
+
+    return per_call(calls)
+
+
+def loads(count: int) -> Callable[[], float]:
+    """Random loads of pickles in a list: what the processor's caches alone make of it."""
+    pickles = [pickle.dumps({**VALUE, "id": i}) for i in range(count)]
+    chosen = [pickles[i] for i in order(count)]
+
+    def calls() -> None:
+        for data in chosen:
+            pickle.loads(data)
+
+    return per_call(calls)
+
+
+def objects(store: millpond.Store, many: int) -> tuple[dict[str, dict[str, Timing]], float]:
+    """Access among few and many objects; and the bytes that each of the many takes beyond its own."""
+    results, overhead = {}, 0.0
+    for what, value in (("dict", VALUE), ("array of 100 B", np.arange(12.0))):
+        few = [store.put(value) for _ in range(FEW)]
+        among_few = race_once({"get": reads(store, few), "put": puts(store), "loads": loads(FEW)}, 7)
+        before = store.stats()
+        refs = [store.put(value) for _ in range(many)]
+        after = store.stats()
+        among_many = race_once({"get": reads(store, refs), "put": puts(store), "loads": loads(many)}, 7)
+        results[what] = {f"{key}, {FEW:,}": timing for key, timing in among_few.items()}
+        results[what].update({f"{key}, {many:,}": timing for key, timing in among_many.items()})
+        taken = after.table_bytes - before.table_bytes + after.live_bytes - before.live_bytes
+        overhead = max(overhead, (taken - (after.memory_bytes - before.memory_bytes)) / many)
+        del few, refs
+    return results, overhead
+
+
+def loop(work: Callable[[], object], counts: Any, number: int, go: Any) -> None:
+    """Counts how often `work` is done in LOOP_S."""
+    go.wait()
+    end = time.perf_counter() + LOOP_S
+    done = 0
+    while time.perf_counter() < end:
+        for _ in range(100):
+            work()
+        done += 100
+    counts[number] = done
+
+
+def together(make: Callable[[], Callable[[], object]], processes: int) -> float:
+    """Calls per second of so many processes, each with work of its own."""
+    counts, go = FORK.Array("q", processes), FORK.Event()
+
+    def run(number: int) -> None:
+        loop(make(), counts, number, go)
+        os._exit(0)
+
+    workers = [FORK.Process(target=run, args=(number,)) for number in range(processes)]
+    for worker in workers:
+        worker.start()
+    time.sleep(0.3)
+    go.set()
+    for worker in workers:
+        worker.join()
+    return sum(counts) / LOOP_S
+
+
+def processes(store: millpond.Store) -> dict[str, Timing]:
+    """How many times as much two processes do as one: with the store, and the same without one."""
+
+    def stored() -> Callable[[], object]:
+        ref = store.put(VALUE)
+        return lambda: (store.put(VALUE), store.get(ref))
+
+    def private() -> Callable[[], object]:
+        data = pickle.dumps(VALUE)
+        return lambda: (pickle.dumps(VALUE), pickle.loads(data), dict(VALUE))
+
+    return race_once(
+        {
+            "store": lambda: together(stored, 2) / together(stored, 1),
+            "private": lambda: together(private, 2) / together(private, 1),
+        },
+        7,
+    )
+
+
+def members(store: millpond.Store, count: int) -> dict[str, float]:
+    """Seconds: a fork that makes a member, an attach among so many, the reaping of one that was killed."""
+    ref = store.put(np.arange(1000.0))
+    pids = []
+    start = time.perf_counter()
+    for _ in range(count):
+        pid = os.fork()
+        if pid == 0:
+            view = ref.get()
+            signal.pause()
+            os._exit(int(view[0]))
+        pids.append(pid)
+    forked = (time.perf_counter() - start) / count
+    attached = attach(store.address)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    start = time.perf_counter()
+    while store.stats().members > 1:
+        store._reap()
+    return {"fork": forked, "attach": attached, "reap": (time.perf_counter() - start) / count}
+
+
+def attach(address: str) -> float:
+    """Seconds that a new program takes to connect, imports apart."""
+    results = multiprocessing.get_context("spawn").Queue()
+    worker = multiprocessing.get_context("spawn").Process(target=_connect, args=(address, results))
+    worker.start()
+    seconds: float = results.get()
+    worker.join()
+    return seconds
+
+
+def _connect(address: str, results: Any) -> None:
+    start = time.perf_counter()
+    store = millpond.connect(address)
+    results.put(time.perf_counter() - start)
+    store.close()
+
+
+def main() -> None:
+    """Prints one table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--objects", type=int, default=1_000_000)
+    parser.add_argument("--members", type=int, default=64)
+    args = parser.parse_args()
+    with millpond.Store("2GiB", spill_limit=0) as store:
+        access, overhead = objects(store, args.objects)
+    with millpond.Store("256MiB", spill_limit=0) as store:
+        two, many = processes(store), members(store, args.members)
+    rows = [
+        [f"{what}: {key}", f"{timing.median * 1e6:.2f} us"]
+        for what, timings in access.items()
+        for key, timing in timings.items()
+    ]
+    rows += [
+        ["memory for each object beyond its bytes", f"{overhead:.0f} B"],
+        [
+            "two processes do, of what one does",
+            f"{two['store'].median:.2f} ({two['store'].low:.2f}-{two['store'].high:.2f})",
+        ],
+        [
+            "the same loops without a store",
+            f"{two['private'].median:.2f} ({two['private'].low:.2f}-{two['private'].high:.2f})",
+        ],
+        *([f"{what}, {args.members} members", f"{seconds * 1e3:.2f} ms"] for what, seconds in many.items()),
+    ]
+    print(markdown(["", "median"], rows))
+    print("\n" + ", ".join(f"{name} {text}" for name, text in machine().items()))
+    results = {"access": access, "overhead": overhead, "processes": two, "members": many}
+    print(f"saved to {save('scale', results)}")
+
+
+if __name__ == "__main__":
+    main()
