@@ -71,7 +71,10 @@ class Ahead:
                 return
             batch = RestoreBatch(self._core, refs, indices[at : at + CLAIMS], byte_limit)
             work = _Work(self._core, self._room, self._reader, batch, stop)
-            work.run(take)
+            try:
+                work.run(take)
+            finally:
+                batch.release(0, batch.count)  # an error's traceback may keep the batch for long
             if work.over or batch.full:
                 return
             byte_limit -= batch.nbytes

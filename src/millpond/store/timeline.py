@@ -183,6 +183,10 @@ def _of_run(args: tuple[Any, ...], result: Any) -> dict[str, Any]:
     return {"objects": stop - first}
 
 
+def _of_small(args: tuple[Any, ...], result: Any) -> dict[str, Any]:
+    return {"object": _short(args[1]), "bytes": args[1].size}
+
+
 def _of_clean(args: tuple[Any, ...], result: Any) -> dict[str, Any]:
     return {} if result is None else {"objects": result.objects, "bytes": result.bytes_written}
 
@@ -216,6 +220,7 @@ _POINTS: list[tuple[type, str, str, Describe]] = [
     (SpillWriter, "clean", "clean", _of_clean),
     (Restore, "_fill", "restore", _of_fill),
     (Restore, "_private", "read past full memory", _of_ref),
+    (ahead.Ahead, "restore_small", "restore", _of_small),
     (ahead._Work, "_restore", "restore", _of_run),
 ]
 
