@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import zlib
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,11 @@ import pytest
 import millpond
 import workers
 from millpond.spill import codec as codec_module
+from millpond.spill.directory import Directories
+from millpond.spill.reader import SpillReader
+from millpond.spill.writer import SpillWriter
 from ponds import Pond
+from spill_fakes import Failing, FakeBatch, FakeTable
 from test_overflow import states
 from workers import inherited
 
@@ -146,3 +151,29 @@ def test_forked_children_know_it(pond: Pond) -> None:
     inherited.append(refs)
     assert pond.worker().run(read_inherited) == values()
     inherited.clear()
+
+
+class Fickle(Zlib):
+    """Compresses `left` frames, and none after that."""
+
+    left = 8
+
+    def compress(self, frame: memoryview) -> bytes | None:
+        self.left -= 1
+        return super().compress(frame) if self.left >= 0 else None
+
+
+def test_another_directory_and_another_verdict(tmp_path: Path) -> None:
+    """The first directory refuses in the middle of a value; asked again, the codec does not want it."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    table, system = FakeTable(), Failing(errno.EIO, 2, ["pwritev"])  # the first probes
+    directories = Directories([tmp_path / "one", tmp_path / "two"], table.uuid, floor=0, system=system)
+    codec_module.register_codec(Fickle())
+    value = b"spill " * (3 * MIB)
+    batch = FakeBatch(table, [value])
+    SpillWriter(table, directories, Fickle()).clean(batch, evict=True)
+    assert system.failed == 1
+    (place,) = table.places.values()
+    assert place.codec == 0
+    assert SpillReader(table, directories).read_private(place, *batch.key(0), len(value)) == value
