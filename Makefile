@@ -99,6 +99,8 @@ bench: venv ## run the benchmarks; tables on the screen, JSON in benchmarks/resu
 	$(BIN)/python benchmarks/references.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/spill.py
+	$(BIN)/python benchmarks/restore.py
+	$(BIN)/python benchmarks/codecs.py
 	$(BIN)/python benchmarks/eviction.py --real
 
 # What each peer is installed from, in an environment of its own.
