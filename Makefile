@@ -98,6 +98,7 @@ bench: venv ## run the benchmarks; tables on the screen, JSON in benchmarks/resu
 	$(BIN)/python benchmarks/small.py
 	$(BIN)/python benchmarks/references.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/moving.py
 	$(BIN)/python benchmarks/spill.py
 	$(BIN)/python benchmarks/restore.py
 	$(BIN)/python benchmarks/codecs.py
@@ -121,8 +122,8 @@ bench-peers: venv $(PEERS:%=build/peers/%/installed) ## the same work by Ray, Pl
 	$(BIN)/python benchmarks/peers/run.py millpond=$(BIN)/python shared_memory=$(BIN)/python \
 		$(foreach peer,$(PEERS),$(peer)=build/peers/$(peer)/bin/python) --plot docs/images/get-latency.svg
 
-stress: venv ## 2 GiB through 256 MiB, four processes, one killed every second
-	$(BIN)/millpond stress --memory 256MiB --data 2GiB --processes 4 --seconds 20 --kill
+stress: venv ## 20 GiB through 1 GiB for ten minutes, four processes, one killed every second (ARGS="--seconds 60")
+	$(BIN)/millpond stress --memory 1GiB --data 20GiB --processes 4 --seconds 600 --kill $(ARGS)
 
 clean: ## remove .venv and everything built
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,8 +1,9 @@
-"""What ten readers of one 1 GB array cost in memory.
+"""What ten readers of one 1 GB array cost in memory, and how soon memory that is dropped is back.
 
 Each process measures its own proportional set size (PSS: private pages plus its share of the shared
 ones) just before and just after all ten have read everything; page tables are reported beside it.
-Prints Markdown.
+Then an array of that size is put and dropped: the seconds until `committed_bytes`, and the blocks of the
+arena as the system counts them, are what they were. Prints Markdown.
 
 Run: python benchmarks/memory.py [--bytes 1000000000] [--readers 10]
 """
@@ -11,6 +12,9 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
+import time
+from contextlib import suppress
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import NamedTuple
@@ -82,6 +86,35 @@ def measure(size: int, readers: int) -> list[tuple[str, Memory]]:
     return [("creator", grown), *((f"reader {i}", memory) for i, (_, memory) in enumerate(results, 1))]
 
 
+def arena_bytes(store: millpond.Store) -> int:
+    """What the system counts for the arena."""
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            if f"millpond-arena-{store.uuid.hex()}" in os.readlink(f"/proc/self/fd/{fd}"):
+                return os.fstat(int(fd)).st_blocks * 512
+    raise LookupError("no descriptor of the arena")
+
+
+def measure_return(size: int) -> dict[str, float]:
+    """Puts and drops an array: bytes before, with it and after, seconds until they were back."""
+    array = np.ones(size // 8)
+    with millpond.Store(memory_limit=size + (64 << 20)) as store:
+        keep = store.put(1)
+        figures = {"arena before": arena_bytes(store), "table before": store.stats().table_bytes}
+        committed = store.stats().committed_bytes
+        ref = store.put(array)
+        figures["arena with it"] = arena_bytes(store)
+        start = time.perf_counter()
+        del ref
+        while arena_bytes(store) > figures["arena before"] or store.stats().committed_bytes > committed:
+            assert time.perf_counter() - start < 60, "it never came back"
+            time.sleep(0.005)
+        figures["seconds"] = time.perf_counter() - start
+        figures |= {"arena after": arena_bytes(store), "table after": store.stats().table_bytes}
+        assert keep.get() == 1
+    return figures
+
+
 def main() -> None:
     """Measures once: memory does not scatter as time does."""
     parser = argparse.ArgumentParser(
@@ -98,7 +131,13 @@ def main() -> None:
     print(markdown(["process", "PSS, MB", "page tables, MB"], rows))
     print(f"\nThe sum of PSS grew by {total.pss / args.bytes:.3%} of the array.")
     print(", ".join(f"{name} {text}" for name, text in machine().items()))
-    results = {"bytes": args.bytes, "growth": {who: m._asdict() for who, m in grown}}
+    back = [measure_return(args.bytes) for _ in range(5)]
+    rows = [
+        [what, *(f"{figures[what] / (1 if what == 'seconds' else 1e6):.2f}" for figures in back)]
+        for what in back[0]
+    ]
+    print("\n" + markdown(["put and dropped, MB", *(f"round {i}" for i in range(1, 6))], rows))
+    results = {"bytes": args.bytes, "returned": back, "growth": {who: m._asdict() for who, m in grown}}
     print(f"saved to {save('memory', results)}")
 
 

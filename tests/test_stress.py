@@ -107,7 +107,7 @@ class FalseStore:
 
 
 def test_hand_reports_a_wrong_value() -> None:
-    hand = Hand(FalseStore(b"wrong"), 3)  # type: ignore[arg-type]
+    hand = Hand(FalseStore(b"wrong"), Values(3))  # type: ignore[arg-type]
     assert hand.perform(Command("put", 1)).fault == ""
     for verb in ("get", "copy"):
         assert "key 1" in hand.perform(Command(verb, 1)).fault
@@ -116,7 +116,7 @@ def test_hand_reports_a_wrong_value() -> None:
 
 
 def test_hand_reports_an_exception() -> None:
-    hand = Hand(FalseStore(b""), 3)  # type: ignore[arg-type]
+    hand = Hand(FalseStore(b""), Values(3))  # type: ignore[arg-type]
     reply = hand.perform(Command("get", 99))
     assert "KeyError" in reply.fault
     assert not reply.gone
@@ -125,7 +125,7 @@ def test_hand_reports_an_exception() -> None:
 def test_hand_reports_a_writable_view() -> None:
     values = Values(3)
     key = next(k for k in small_keys(100) if isinstance(v := values.make(k), np.ndarray) and v.dtype == "f8")
-    hand = Hand(FalseStore(values.make(key)), 3)  # type: ignore[arg-type]
+    hand = Hand(FalseStore(values.make(key)), values)  # type: ignore[arg-type]
     hand.perform(Command("put", key))
     assert "writable" in hand.perform(Command("get", key)).fault
 

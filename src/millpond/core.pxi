@@ -375,6 +375,11 @@ cdef class Core(Member):
             idle = mp_idle_bytes(&self.m)
         return idle
 
+    def _take_turn(self, bint shortage, double seconds):
+        """Whether this member gives back for all now, what is idle or what the machine is short of: nobody has for
+        so long."""
+        return mp_take_turn(&self.m, MP_CHORE_SHORTAGE if shortage else MP_CHORE_IDLE, <uint64_t>(seconds * 1e9))
+
     def _set_codec(self, uint32_t number):
         """For all members: how what is spilled from now on is compressed."""
         self.m.header.codec = number

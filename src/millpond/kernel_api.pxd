@@ -289,6 +289,10 @@ cdef extern from "kernel.h" nogil:
     uint64_t mp_shrink(mp_member *m, uint64_t bytes)
     bint mp_fits(mp_member *m, uint64_t size)
     uint64_t mp_idle_bytes(mp_member *m)
+    ctypedef enum mp_chore "enum mp_chore":
+        MP_CHORE_IDLE
+        MP_CHORE_SHORTAGE
+    bint mp_take_turn(mp_member *m, mp_chore chore, uint64_t interval_ns)
     uint64_t mp_empty_blocks(mp_member *m, uint64_t bytes)
     mp_code mp_queue_enter(mp_member *m, uint64_t bytes)
     mp_code mp_queue_renew(mp_member *m)

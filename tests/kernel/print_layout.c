@@ -154,6 +154,7 @@ int main(void) {
     FIELD(mp_header, commit_high);
     FIELD(mp_header, queue_first);
     FIELD(mp_header, room_wanted);
+    FIELD(mp_header, turns);
     FIELD(mp_header, reserved1);
     FIELD(mp_header, recoveries);
     FIELD(mp_header, move_offset);

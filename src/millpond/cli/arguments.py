@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from millpond.eviction.limits import default_memory_limit, usable_memory
 from millpond.units import parse_bytes, parse_seconds
 
 Commands = Any  # what ArgumentParser.add_subparsers() returns has no public name
@@ -14,6 +15,14 @@ def size(text: str) -> int:
     """A number of bytes, as in "256MiB"."""
     try:
         return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def memory(text: str) -> int:
+    """A number of bytes, a share of what this process may use as in "30%", or "default"."""
+    try:
+        return default_memory_limit() if text == "default" else parse_bytes(text, usable_memory())
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

@@ -213,6 +213,9 @@ typedef struct mp_pool {
     _Atomic uint32_t used; /* (cache) */
 } mp_pool;
 
+/* Background work that one member does for all, whichever comes first. */
+enum mp_chore { MP_CHORE_IDLE, MP_CHORE_SHORTAGE, MP_CHORES };
+
 typedef struct mp_header {
     uint64_t magic;
     uint32_t layout_version;
@@ -250,6 +253,7 @@ typedef struct mp_header {
     uint32_t commit_high; /* raised before a block is marked: from here on all are NONE */
     uint32_t queue_first;          /* (cache) slot + 1 of whoever waits longest for room */
     _Atomic uint32_t room_wanted;  /* somebody sleeps until something is freed */
+    _Atomic uint64_t turns[MP_CHORES]; /* CLOCK_BOOTTIME ns when somebody last took this work on */
     uint32_t reserved1;
     uint64_t recoveries;
     /* a place that changes: what a death inside of that one hold of the mutex leaves to be finished */

@@ -63,6 +63,11 @@ uint64_t mp_idle_bytes(mp_member *m) {
     return (low < pages ? low : pages) * MP_PAGE;
 }
 
+bool mp_take_turn(mp_member *m, enum mp_chore chore, uint64_t interval_ns) {
+    uint64_t now = m->system->boottime(), last = atomic_load(&m->header->turns[chore]);
+    return now - last >= interval_ns && atomic_compare_exchange_strong(&m->header->turns[chore], &last, now);
+}
+
 void mp_set_limits(mp_member *m, const uint64_t *memory, const uint64_t *spill, const uint64_t *overflow) {
     if (memory) atomic_store(&m->header->memory_limit, *memory);
     if (spill) atomic_store(&m->header->spill_limit, *spill);

@@ -37,8 +37,8 @@ class Stats:
     committed_bytes: int
     """Arena memory taken from the system, used or not. Never above the limit, unless it was lowered."""
     warm_bytes: int
-    """Of these, free ones: kept for a second because used pages are much faster than fresh ones. The rest is
-    live: values and drafts, each rounded up to its slot or its pages."""
+    """Of these, free ones: kept for about a second because used pages are much faster than fresh ones. The
+    rest is live: values and drafts, each rounded up to its slot or its pages."""
     table_bytes: int
     """Memory of the table, which the limit does not cover."""
     disk_bytes: int

@@ -1,9 +1,9 @@
 """The helper thread: what must happen even when nobody calls.
 
-Once a second: reap dead members, let hand-offs lapse, do put-off decrements, unlink files that no object
-needs, collect Python's garbage if a member that is short of memory has asked for it; the first member's
-also gives idle memory back. All of it is
-idempotent and also done on slow paths, so two helpers or none are harmless.
+Every 0.7 s: reap dead members, let hand-offs lapse, do put-off decrements, unlink files that no object
+needs, collect Python's garbage if a member that is short of memory has asked for it, give idle memory back
+(whoever comes first, for all). All of it is idempotent and also done on slow paths, so two helpers or none
+are harmless.
 Invariants: at most one thread per member; it stops before a fork and comes back after it.
 """
 
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from millpond.store.store import Store
 
-INTERVAL_S = 1.0
+INTERVAL_S = 0.7
 GC_INTERVAL_S = 10.0
 
 log = logging.getLogger("millpond")
@@ -82,7 +82,7 @@ class Janitor:
                 self._collect_garbage(store)
             except Exception:
                 if not store.closed:
-                    log.exception("background work of a store failed; it is tried again in a second")
+                    log.exception("background work of a store failed; it is tried again")
             del store
 
 

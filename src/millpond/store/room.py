@@ -37,6 +37,9 @@ COMMIT_STEP = 2 << 20
 GC_INTERVAL_S = 1.0
 BARREN_S = 0.25
 SCATTERED_SHARE = 8
+IDLE_S = 0.6
+SHORTAGE_S = 0.1
+"""So long after one member has given back for all, another one may."""
 SPARSE_MIN = 16 << 20
 """Less than this that lies scattered is left alone while nobody needs it."""
 
@@ -56,7 +59,7 @@ class Room:
         self._ranking: Ranking | None = None
         self._collected = self._barren_until = 0.0
         self._barren_free = 0
-        self._sparse = 0  # free bytes in slabs, a second ago
+        self._sparse = 0  # free bytes in slabs, when they were last looked at
         _rooms.add(self)
 
     def make(self, size: int) -> bool:
@@ -205,13 +208,20 @@ class Room:
         batch = Batch(self._core, dirty, 1 << 62)
         return freed + (self._writer.clean(batch, True, behind).bytes_evicted if batch.count else 0)
 
-    def relieve(self) -> None:
-        """What the first member's janitor does each second: keep to a limit that was lowered, leave the
-        machine what it is short of, and give back what nobody has used for a second."""
-        self.shrink_to(self._core._totals()["memory_limit"])
-        short = -headroom()
-        if short > 0:
+    def relieve(self) -> bool:
+        """What janitors do all the time: leave the machine, or their own cgroup, what it is short of; and one
+        for all: keep to a limit that was lowered, give back what nobody has used for a while. Whether this is
+        the one."""
+        if headroom() < 0 and self._core._take_turn(True, SHORTAGE_S):
+            short = max(0, -headroom())
             self.shrink_to(self._core._totals()["committed_bytes"] - short)
+        if not self._core._take_turn(False, IDLE_S):
+            return False
+        self.shrink_to(self._core._totals()["memory_limit"])
+        self._give_idle()
+        return True
+
+    def _give_idle(self) -> None:
         idle = self._core._idle()
         given = self._core._shrink(idle) if idle >= BLOCK else 0
         sparse = self._core._totals()["free_slot_bytes"]

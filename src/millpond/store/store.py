@@ -182,15 +182,15 @@ class Store(Core):
                 sweep_dead(self, self._directories)
 
     def _relieve(self) -> None:
-        """What the first member's janitor does for all: keep to the limits, give idle memory back, clean
+        """What one member's janitor does for all: keep to the limits, give idle memory and files back, clean
         what is cold before memory is full."""
         with Using(self):
-            if self._members()[0][0] == self._totals()["slot"]:
-                self._room.relieve()
-                if self._reclaimer is not None:
-                    self._reclaimer.routine()
-                if self._cleaner is not None:
-                    self._cleaner.look(self._room.policy, time.monotonic())
+            if not self._room.relieve():
+                return
+            if self._reclaimer is not None:
+                self._reclaimer.routine()
+            if self._cleaner is not None:
+                self._cleaner.look(self._room.policy, time.monotonic())
 
     # --- put ---
 

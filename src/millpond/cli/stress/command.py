@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import millpond
-from millpond.cli.arguments import Commands, count, seconds, size
+from millpond.cli.arguments import Commands, count, memory, seconds, size
 from millpond.cli.stress.director import VIEWS_SHARE, Director, Plan
 from millpond.cli.stress.values import SIZE_MAX
 from millpond.cli.watch import Watch
@@ -38,14 +38,18 @@ HEAD_BYTES = 4096
 def register(commands: Commands) -> None:
     """Adds the command to the parser."""
     parser = commands.add_parser("stress", help="put a store under memory pressure and verify every byte")
-    parser.add_argument("--memory", type=size, default="256MiB", help="memory limit (%(default)s)")
+    parser.add_argument(
+        "--memory", type=memory, default="256MiB", help='limit: bytes, a share, or "default" (%(default)s)'
+    )
     parser.add_argument("--data", type=size, default="2GiB", help="live data to keep (%(default)s)")
+    parser.add_argument("--largest", type=size, default=SIZE_MAX, help="largest value (64 MiB)")
     parser.add_argument("--processes", type=count, default=4, help="worker processes (%(default)s)")
     parser.add_argument("--seconds", type=seconds, default=20.0, help="how long to work (%(default)s)")
     parser.add_argument("--kill", action="store_true", help="kill -9 and replace a worker every second")
     parser.add_argument(
         "--compression", default="none", choices=("none", "lz4", "auto"), help="codec (%(default)s)"
     )
+    parser.add_argument("--vary-limit", action="store_true", help="halve and double the limit each second")
     parser.add_argument("--seed", type=int, help="seed of sizes, contents and choices (random)")
     parser.add_argument("--start-method", default="spawn", choices=("spawn", "fork"), help="(%(default)s)")
     parser.add_argument("--spill-dir", type=Path, help="where to spill (a directory on a disk)")
@@ -57,9 +61,11 @@ def run(args: argparse.Namespace) -> int:
     plan = Plan(
         memory=args.memory,
         data=args.data,
+        largest=args.largest,
         processes=args.processes,
         seconds=args.seconds,
         kill=args.kill,
+        vary_limit=args.vary_limit,
         seed=secrets.randbelow(1 << 32) if args.seed is None else args.seed,
         start_method=args.start_method,
     )
@@ -102,7 +108,7 @@ def _overflow_limit(compression: str, plan: Plan) -> int:
 
     From a file of its own an object is mapped instead, unless it is compressed.
     """
-    largest = OWN_FILE_BYTES if compression == "none" else SIZE_MAX
+    largest = min(OWN_FILE_BYTES, plan.largest) if compression == "none" else plan.largest
     return plan.memory // VIEWS_SHARE + (plan.processes + 1) * (largest + HEAD_BYTES)
 
 
@@ -129,6 +135,7 @@ def _left_in_store(store: millpond.Store, spilled: Path) -> Iterator[str]:
     """Every ref and view is gone: what is still there should not be."""
     _wait_until(lambda: store.stats().objects == 0, HANDOFF_S + MARGIN_S)
     _wait_until(lambda: store.stats().disk_bytes == 0, MARGIN_S)
+    _wait_until(lambda: store.stats().live_bytes == 0, MARGIN_S)  # what is just given back is in neither
     for info in list(store.objects())[:5]:
         yield f"an object that nobody has a ref to is still there: {info}"
     stats = store.stats()
@@ -157,6 +164,7 @@ def _print_summary(director: Director, stats: Stats, watch: Watch, wall: float, 
         ("operations", f"{sum(counts.values())} in {format_seconds(wall)}"),
         ("  put, read, handed over, dropped", "{put}, {read}, {take}, {drop}"),
         ("  kill -9", str(counts["kill"])),
+        ("  changes of the limit", str(counts["limit"])),
         ("verified", format_bytes(director.bytes_verified)),
         (
             "memory committed, at most",

@@ -26,6 +26,7 @@ from millpond.cli.stress.values import Values
 ANSWER_S = 60.0
 """A worker that takes longer over one command counts as hung."""
 KILL_INTERVAL_S = 1.0
+VARY_INTERVAL_S = 1.0
 VIEWS_MAX = 2
 VIEWS_SHARE = 4
 CHECKED_AFTER_KILL = 8
@@ -44,9 +45,11 @@ class Plan:
 
     memory: int
     data: int
+    largest: int
     processes: int
     seconds: float
     kill: bool
+    vary_limit: bool
     seed: int
     start_method: str
 
@@ -80,8 +83,8 @@ class Director:
         self._store = store
         self._plan = plan
         self._rng = random.Random(plan.seed)
-        self._values = Values(plan.seed)
-        self._hand = Hand(store, plan.seed)
+        self._values = Values(plan.seed, plan.largest)
+        self._hand = Hand(store, self._values)
         self._workers: list[Worker] = []
         self._next_key = 0
         self._next_number = SELF + 1
@@ -118,6 +121,7 @@ class Director:
     def _play(self, progress: Callable[[float], None]) -> None:
         start = time.monotonic()
         kill_at = start + 2 * KILL_INTERVAL_S if self._plan.kill else float("inf")
+        vary_at = start + VARY_INTERVAL_S if self._plan.vary_limit else float("inf")
         while (now := time.monotonic()) < start + self._plan.seconds:
             progress(now - start)
             for worker in list(self._workers):
@@ -128,9 +132,18 @@ class Director:
             self._receive(0.02)
             if self._rng.random() < 1 / (2 * self._plan.processes):
                 self._act(self._choose(SELF))
+            if now > vary_at:
+                vary_at = now + VARY_INTERVAL_S
+                self._vary_limit()
             if now > kill_at:
                 kill_at = now + KILL_INTERVAL_S * self._rng.uniform(0.5, 1.5)
                 self._kill(self._rng.choice(self._workers))
+
+    def _vary_limit(self) -> None:
+        """Halves the memory limit, and the next time doubles it again."""
+        full = self._store.memory_limit == self._plan.memory
+        self._store.configure(memory_limit=self._plan.memory // 2 if full else self._plan.memory)
+        self.counts["limit"] += 1
 
     def _settle(self) -> None:
         """Serves what is queued, starts nothing new."""
@@ -171,7 +184,7 @@ class Director:
         )
         mine, theirs = multiprocessing.Pipe()
         process = context.Process(
-            target=work, args=(theirs, self._store.address, self._plan.seed, os.getpid()), daemon=True
+            target=work, args=(theirs, self._store.address, self._values, os.getpid()), daemon=True
         )
         process.start()
         theirs.close()

@@ -49,9 +49,9 @@ class Reply(NamedTuple):
 class Hand:
     """The refs and views of one process, and what can be done with them."""
 
-    def __init__(self, store: millpond.Store, seed: int) -> None:
+    def __init__(self, store: millpond.Store, values: Values) -> None:
         self._store = store
-        self._values = Values(seed)
+        self._values = values
         self._refs: dict[int, millpond.ObjectRef] = {}
         self._views: dict[int, Any] = {}
 
@@ -121,12 +121,12 @@ class Hand:
         return f"key {key}: the value{fault}" if fault else ""
 
 
-def work(pipe: Connection, address: str, seed: int, director_pid: int) -> None:
+def work(pipe: Connection, address: str, values: Values, director_pid: int) -> None:
     """The life of a worker process: join the store, serve commands, leave."""
     for copied in inherited:
         copied.drop_all(0, b"")
     with millpond.connect(address) as store:
-        hand = Hand(store, seed)
+        hand = Hand(store, values)
         pipe.send(None)
         while (command := _next_command(pipe, director_pid)) is not None:
             pipe.send(hand.perform(command))

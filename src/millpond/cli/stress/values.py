@@ -18,7 +18,7 @@ SIZE_MAX = 64 << 20
 # Python objects of many parts are slow to build; their bytes are not what is tested.
 PARTS_MAX = 256 << 10
 # Where the store changes its ways: slabs, pages, blocks, records of their own, files of their own.
-EDGES = (0, 1, 64, 65, 8192, 8193, 65535, 65536, 65537, (8 << 20) - 1, 8 << 20, SIZE_MAX)
+EDGES = (0, 1, 64, 65, 8192, 8193, 65535, 65536, 65537, (8 << 20) - 1, 8 << 20)
 POOL_WORDS = 4096
 COMPARE_BYTES = 1 << 20
 DTYPES = ("u1", "i2", "i4", "f8", "c16", "M8[s]")
@@ -29,8 +29,9 @@ Maker = Callable[[int, random.Random, int], Any]
 class Values:
     """All values of one run."""
 
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
+    def __init__(self, seed: int, largest: int = SIZE_MAX) -> None:
+        self._seed, self._largest = seed, largest
+        self._edges = [edge for edge in EDGES if edge < largest] + [largest]
         self._pool = np.random.default_rng(seed).integers(0, 2**64, POOL_WORDS, dtype=np.uint64)
         self._makers: list[Maker] = [
             self._array,
@@ -57,9 +58,9 @@ class Values:
     def _choose(self, key: int) -> tuple[Maker, random.Random, int]:
         rng = random.Random(f"{self._seed}:{key}")
         maker = rng.choice(self._makers)
-        size = int(math.exp(rng.uniform(0.0, math.log(SIZE_MAX + 1)))) - 1
+        size = int(math.exp(rng.uniform(0.0, math.log(self._largest + 1)))) - 1
         if rng.random() < 0.05:
-            size = rng.choice(EDGES)
+            size = rng.choice(self._edges)
         return maker, rng, min(size, PARTS_MAX) if maker in (self._list, self._text) else size
 
     def _noise(self, key: int, size: int) -> NDArray[np.uint8]:
