@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 import millpond
+from ponds import join
+from workers import Worker
 
 MIB = 1 << 20
 
@@ -132,3 +134,18 @@ def test_memory_in_use_stays_warm(store: millpond.Store) -> None:
         store.put(np.ones(4 * MIB))
         assert store._idle() < 32 * MIB, "it was in use since the last look"
     assert store._idle() >= 32 * MIB, "and now it was not"
+
+
+def test_another_member_gives_idle_memory_back(store: millpond.Store) -> None:
+    """The first one has had no reason to start its helper thread."""
+    worker = Worker(program=True)
+    worker.run(join, store.address)
+
+    def put_and_drop(own: object) -> None:
+        own.store.put(np.zeros(8 * MIB, "u1"))  # type: ignore[attr-defined]
+
+    worker.run(put_and_drop)
+    returned = store.stats().returned_bytes_total
+    until(lambda: store.stats().committed_bytes == 0)
+    assert store.stats().returned_bytes_total >= returned + 8 * MIB or returned >= 8 * MIB
+    worker.end()
