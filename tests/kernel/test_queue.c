@@ -217,6 +217,21 @@ static void a_rebuild_keeps_the_order(void) {
     close_store();
 }
 
+/* Work that one does for all: the same one, while it comes. */
+static void turns_are_taken(void) {
+    open_store();
+    CHECK(mp_take_turn(&b, MP_CHORE_IDLE, 1000000));
+    CHECK(!mp_take_turn(&b, MP_CHORE_IDLE, 1000000));
+    CHECK(mp_take_turn(&c, MP_CHORE_SHORTAGE, 1000000)); /* other work */
+    now_ns += 1100000;
+    CHECK(!mp_take_turn(&c, MP_CHORE_IDLE, 1000000));
+    CHECK(mp_take_turn(&b, MP_CHORE_IDLE, 1000000));
+    now_ns += 2100000;
+    CHECK(mp_take_turn(&c, MP_CHORE_IDLE, 1000000)); /* b stays away */
+    CHECK(!mp_take_turn(&b, MP_CHORE_IDLE, 1000000));
+    close_store();
+}
+
 int main(int argc, char **argv) {
     check_arguments(argc, argv);
     RUN(what_comes_free_is_for_the_first);
@@ -227,5 +242,6 @@ int main(int argc, char **argv) {
     RUN(threads_share_a_ticket);
     RUN(freeing_wakes_once);
     RUN(a_rebuild_keeps_the_order);
+    RUN(turns_are_taken);
     return 0;
 }

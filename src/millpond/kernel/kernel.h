@@ -283,7 +283,8 @@ mp_code mp_grow(mp_member *m, uint64_t size);               /* one step of commi
 uint64_t mp_shrink(mp_member *m, uint64_t bytes);           /* punches free blocks; returns bytes given back */
 bool mp_fits(mp_member *m, uint64_t size);                  /* whether committed memory has a hole for it now */
 uint64_t mp_idle_bytes(mp_member *m);                       /* committed and free all the time since the last call */
-/* Whether we do this work now: nobody has for that long, and nobody else begins just now. */
+/* Whether we do this work now: it was not done for that long, and nobody else begins just now. Whoever did it last
+ * goes on, unless it stays away for twice as long. */
 bool mp_take_turn(mp_member *m, enum mp_chore chore, uint64_t interval_ns);
 void mp_set_limits(mp_member *m, const uint64_t *memory, const uint64_t *spill, const uint64_t *overflow);
 

@@ -253,7 +253,7 @@ typedef struct mp_header {
     uint32_t commit_high; /* raised before a block is marked: from here on all are NONE */
     uint32_t queue_first;          /* (cache) slot + 1 of whoever waits longest for room */
     _Atomic uint32_t room_wanted;  /* somebody sleeps until something is freed */
-    _Atomic uint64_t turns[MP_CHORES]; /* CLOCK_BOOTTIME ns when somebody last took this work on */
+    _Atomic uint64_t turns[MP_CHORES]; /* CLOCK_BOOTTIME ns of the last time, low byte: the slot */
     uint32_t reserved1;
     uint64_t recoveries;
     /* a place that changes: what a death inside of that one hold of the mutex leaves to be finished */

@@ -65,7 +65,9 @@ uint64_t mp_idle_bytes(mp_member *m) {
 
 bool mp_take_turn(mp_member *m, enum mp_chore chore, uint64_t interval_ns) {
     uint64_t now = m->system->boottime(), last = atomic_load(&m->header->turns[chore]);
-    return now - last >= interval_ns && atomic_compare_exchange_strong(&m->header->turns[chore], &last, now);
+    bool ours = (last & 255u) == m->slot;
+    if (now - (last & ~255ull) < (ours ? interval_ns : 2 * interval_ns)) return false;
+    return atomic_compare_exchange_strong(&m->header->turns[chore], &last, (now & ~255ull) | m->slot);
 }
 
 void mp_set_limits(mp_member *m, const uint64_t *memory, const uint64_t *spill, const uint64_t *overflow) {
