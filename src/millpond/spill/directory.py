@@ -188,10 +188,13 @@ def _cannot_sweep(directory: Path, error: OSError) -> SpillError:
 
 
 def stores(base: Path) -> Iterator[bytes]:
-    """The uuids of all stores of this user that have left a trace under `base`, alive or not."""
+    """The uuids of all stores of this user that have left a trace under `base`, alive or not.
+
+    None where it cannot be looked: a place that is usual (the home directory, say) need not be open to all.
+    """
     try:
         names = os.listdir(user_directory(base))
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:
         return
     for name in sorted({name.removesuffix(owner.SUFFIX) for name in names}):
         if _UUID.fullmatch(name):
