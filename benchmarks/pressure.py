@@ -123,8 +123,8 @@ class Sampler(threading.Thread):
 
     @property
     def turns(self) -> int:
-        """How often it shrank by more than a quarter of its peak and grew by as much again."""
-        step, low, high, falling, turns = max(self.committed, default=0) // 4, 1 << 62, 0, True, 0
+        """How often it shrank by more than a tenth of its peak and grew by as much again."""
+        step, low, high, falling, turns = max(self.committed, default=0) // 10, 0, 0, False, 0
         for now in self.committed:
             low, high = min(low, now), max(high, now)
             if falling and now > low + step:
@@ -154,9 +154,9 @@ def eat(left: int, group: Group) -> None:
     """Takes memory until so much of the cgroup is left, then more, lets go; again, three seconds each."""
     group.enter()
     floor = 128 * MIB
+    eaten: list[np.ndarray] = []
     while True:
         for goal in (left, floor):
-            eaten: list[np.ndarray] = []
             until = time.monotonic() + 3
             while time.monotonic() < until:
                 if group.limit - group.used > goal:
