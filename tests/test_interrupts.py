@@ -97,7 +97,7 @@ def test_a_put_may_be_interrupted_anywhere(pond: Pond) -> None:
             store.get(ref)
         filling = [store.put(noise(180_000, 50 + seed)) for seed in range(12)]
         interrupt = Interrupt(number)
-        interrupts += interrupt.during(lambda: store.put(noise(190_000)))
+        interrupts += interrupt.during(lambda: store.put(noise(600_000)))
         filling.clear()
         if interrupt.left > 0:
             break

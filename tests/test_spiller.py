@@ -64,6 +64,18 @@ def test_room_is_made_ahead_and_the_thread_ends(pond: Pond) -> None:
     assert [int(ref.get()[-1]) for ref in refs] == list(range(64))
 
 
+def test_it_comes_back_after_a_stop_and_after_an_end(pond: Pond) -> None:
+    store = pond.store("8MiB")
+    for again in range(4):
+        before = store._room.spiller.freed
+        refs = [store.put(np.full(MIB // 8, i)) for i in range(24)]
+        wait_until(lambda before=before: store._room.spiller.freed > before)
+        if again % 2:
+            store._room.spiller.stop()
+        wait_until(lambda: not spillers())
+        del refs
+
+
 def test_what_fits_is_never_written(pond: Pond) -> None:
     """A producer and a consumer, twenty times the limit in all, three quarters of it at a time."""
     store = pond.store("16MiB")

@@ -55,7 +55,7 @@ class Spiller:
 
     def wake(self) -> None:
         """Starts the thread if there is none, unless it has failed just now. Cheap when there is."""
-        if self._wanted.is_set() or self._rest_until > time.monotonic():
+        if (self._thread is not None and self._wanted.is_set()) or self._rest_until > time.monotonic():
             return
         with self._lock:
             self._wanted.set()
@@ -93,9 +93,11 @@ class Spiller:
                 worked = time.monotonic()
             elif self._rest_until > worked or time.monotonic() - worked > LINGER_S:
                 with self._lock:
+                    if self._wanted.is_set() and self._rest_until <= worked:
+                        continue  # at the last moment
                     if self._thread is threading.current_thread():
                         self._thread = None
-                        return
+                    return
             else:
                 self._wanted.wait(LOOK_S)
 
