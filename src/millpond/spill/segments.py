@@ -11,7 +11,6 @@ Not here: what is written (`writer`), which directories there are (`directory`).
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -135,7 +134,6 @@ class Segments:
         if current is not None:
             try:
                 self.directories.check_room(current.directory, nbytes)
-                self._check_there(current)
                 return current.index, self._append_to(current, buffers, nbytes)
             except SpillError:
                 self.recorded(turn)
@@ -154,7 +152,8 @@ class Segments:
     def _take_current(self, nbytes: int, turn: int) -> Segment | None:
         """The segment to append to, marked as in use, if there is one with room."""
         with self._books:
-            if self._current is not None and self._current.size + nbytes > SEGMENT_BYTES:
+            current = self._current
+            if current is not None and (current.size + nbytes > SEGMENT_BYTES or self._is_gone(current)):
                 self.roll()
             if self._current is not None:
                 self._appended[turn] = self._current
@@ -185,10 +184,12 @@ class Segments:
         self.directories.note_success(segment.directory)
         return offset
 
-    def _check_there(self, segment: Segment) -> None:
-        """Raises OSError if the file was removed: nobody could read what is written to it."""
-        if self._system.fstat(segment.fd).st_nlink == 0:
-            raise OSError(errno.ESTALE, "the spill file was removed by somebody", segment.path)
+    def _is_gone(self, segment: Segment) -> bool:
+        """Whether somebody has removed the file: nobody could read what is written to it."""
+        try:
+            return self._system.fstat(segment.fd).st_nlink == 0
+        except OSError:
+            return False  # the write will say what is wrong
 
     def own(self, nbytes: int, fill: Callable[[Segment], T]) -> tuple[Segment, T]:
         """A segment for a single value: `fill` writes it, again from the start where the first

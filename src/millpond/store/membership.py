@@ -19,7 +19,7 @@ from millpond import hot
 from millpond.errors import AttachError, MillpondError
 from millpond.eviction.limits import usable_memory
 from millpond.spill import directory as spill_directory
-from millpond.store import peers, registry
+from millpond.store import peers, registry, termination
 from millpond.store.options import MEMORY_MAX, Options
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def create(store: Store, name: str | None, options: Options) -> registry.StoreFi
     except BaseException:
         _close(files, table_fd, arena_fd)
         raise
+    termination.leave_at_sigterm(_give_up_all)
     return files
 
 
@@ -161,6 +162,13 @@ def exists(key: str) -> bool:
 def exclusive(key: str | bytes | None = None) -> AbstractContextManager[None]:
     """A context in which nobody else creates, attaches to or sweeps stores in that registry."""
     return registry.locked(registry.root_of(key))
+
+
+def _give_up_all() -> None:
+    """The process dies of a signal, perhaps in the middle of an operation: what it holds is let go."""
+    for store in list(_stores.values()):
+        with suppress(Exception):
+            registry.retire(store._files)
 
 
 @atexit.register
