@@ -9,6 +9,7 @@
 
 #define LIMIT (16u << 20)
 #define OBJECTS 6000u
+#define WATCHED 250u /* with as many others at times, whatever their sizes: less than memory */
 
 static fixture store;
 static mp_member a, b;
@@ -257,7 +258,7 @@ static void *read_on(void *unused) {
     (void)unused;
     check_random mine = {.state = check_seed() + 1};
     while (!atomic_load(&stop)) {
-        object o = objects[random_below(&mine, 500)];
+        object o = objects[random_below(&mine, WATCHED)];
         uint64_t offset, size;
         if (mp_view(&b, o.entry, o.birth, &offset, &size) != MP_OK) continue;
         for (uint64_t i = 0; i < size; i += 64) CHECK_EQ(a.arena_write[offset + i], (uint8_t)o.birth);
@@ -269,11 +270,11 @@ static void *read_on(void *unused) {
 static void readers_see_whole_values(void) {
     pthread_t readers[2];
     open_store();
-    for (uint32_t i = 0; i < 500; i++) objects[i] = make(all_sizes());
+    for (uint32_t i = 0; i < WATCHED; i++) objects[i] = make(all_sizes());
     atomic_store(&stop, false);
     for (uint32_t i = 0; i < 2; i++) CHECK_EQ(pthread_create(&readers[i], NULL, read_on, NULL), 0);
     for (uint32_t round = 0; round < 40; round++) {
-        static object others[500];
+        static object others[WATCHED];
         for (uint32_t i = 0; i < 100; i++) others[i] = make(all_sizes());
         for (uint32_t i = 0; i < 100; i++) drop(others[i]);
         (void)mp_empty_blocks(&a, LIMIT);
@@ -281,7 +282,7 @@ static void readers_see_whole_values(void) {
     }
     atomic_store(&stop, true);
     for (uint32_t i = 0; i < 2; i++) CHECK_EQ(pthread_join(readers[i], NULL), 0);
-    for (uint32_t i = 0; i < 500; i++) verify(objects[i]);
+    for (uint32_t i = 0; i < WATCHED; i++) verify(objects[i]);
     close_store();
 }
 
