@@ -75,6 +75,7 @@ cdef extern from "atfork.h" nogil:
 
 include "encoding.pxi"
 include "refs.pxi"
+include "private.pxi"
 include "drafts.pxi"
 include "member.pxi"
 include "core.pxi"
