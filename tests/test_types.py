@@ -105,9 +105,16 @@ def test_arrow_slices(store: millpond.Store) -> None:
 # --- polars ---
 
 
-def test_polars(store: millpond.Store) -> None:
-    pl: Any = pytest.importorskip("polars")
+@pytest.fixture
+def pl() -> Any:
+    """polars, with the descriptors open that its threads keep."""
     pytest.importorskip("pyarrow")
+    found: Any = pytest.importorskip("polars")
+    found.DataFrame({"x": [1]}).lazy().collect()
+    return found
+
+
+def test_polars(pl: Any, store: millpond.Store) -> None:
     from millpond.integrations import polars
 
     polars.register()
