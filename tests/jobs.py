@@ -83,6 +83,15 @@ def threads() -> list[str]:
     return [thread.name for thread in threading.enumerate()]
 
 
+def judged(array: Array) -> int:
+    """Bytes of a worker that its pool does not hold against it, once it has read an array."""
+    import psutil
+    from joblib.externals.loky import process_executor
+
+    assert array.sum()
+    return int(psutil.Process().memory_info().rss) - process_executor._get_memory_usage(os.getpid())
+
+
 def die_while_joblib_sends(n: int) -> Array:
     """As above, in a worker of joblib."""
     from joblib.externals.loky.process_executor import _ResultItem

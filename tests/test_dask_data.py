@@ -25,6 +25,7 @@ from millpond.integrations.dask import cluster_options, worker
 from millpond.integrations.dask.data import Datum, WorkerData
 from millpond.integrations.dask.transfer import CLIENT, WORKER
 from millpond.integrations.dask.weight import buffer_bytes
+from millpond.integrations.own_memory import own_memory
 
 BIG = 50_000
 
@@ -162,12 +163,13 @@ def test_closing_gives_up_everything_and_late_results_are_private(
     assert data.datum(np.ones(BIG)).ref is None
 
 
-def test_memory_is_counted_without_shared_pages(store: millpond.Store) -> None:
-    before = worker.private_memory(os.getpid())
-    array = store.get(store.put(np.ones(4_000_000)))
-    assert array.sum() == 4_000_000
-    assert worker.private_memory(os.getpid()) - before < 16_000_000
-    assert worker.private_memory(2**22 + 1) == 0
+def test_memory_is_counted_without_shared_pages(pond: Pond) -> None:
+    store = pond.store("192MiB")
+    before = own_memory(os.getpid())
+    array = store.get(store.put(np.ones(16_000_000)))
+    assert array.sum() == 16_000_000
+    assert own_memory(os.getpid()) - before < 64_000_000
+    assert own_memory(2**22 + 1) == 0
 
 
 def test_a_nanny_judges_only_who_has_too_much_of_its_own() -> None:

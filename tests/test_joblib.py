@@ -167,6 +167,11 @@ def test_a_result_that_never_arrives_is_withdrawn(parallel: Any, store: millpond
     wait_until(lambda: len(store) == 0)
 
 
+def test_what_a_worker_reads_is_not_held_against_it(parallel: Any) -> None:
+    """joblib replaces workers that have grown, which costs their start for each call on a large array."""
+    assert min(parallel()(delayed(jobs.judged)(np.ones(4_000_000)) for _ in range(2))) >= 32_000_000
+
+
 def test_a_call_that_takes_too_long(parallel: Any) -> None:
     with pytest.raises(multiprocessing.TimeoutError):
         parallel(timeout=0.1)(delayed(time.sleep)(20) for _ in range(2))

@@ -148,6 +148,14 @@ cdef class weak_pickling:
 cdef bint _note_sites = bool(os.environ.get("MILLPOND_SITES"))
 
 
+def note_sites(bint on):
+    """Whether new objects of this process get the line that made them, as with MILLPOND_SITES; returns what was."""
+    global _note_sites
+    was = _note_sites
+    _note_sites = on
+    return was
+
+
 cdef void note_site(ObjectRef ref):
     """Writes the calling line beside the entry: switched on by MILLPOND_SITES, since it costs a microsecond."""
     cdef mp_site *site = &ref.core.m.sites[ref.entry]

@@ -13,6 +13,7 @@ Not here: workers, batches, nesting (joblib), how calls and results travel (call
 
 from __future__ import annotations
 
+import gc
 import io
 import pickle
 import threading
@@ -28,6 +29,7 @@ import joblib
 import numpy as np
 from joblib._memmapping_reducer import _get_backing_memmap, _reduce_memmap_backed
 from joblib._parallel_backends import LokyBackend
+from joblib.externals.loky import process_executor
 
 from millpond import ObjectRef, Store, connect
 from millpond.integrations.calls import (
@@ -41,13 +43,14 @@ from millpond.integrations.calls import (
     by_value,
     carried,
 )
+from millpond.integrations.own_memory import own_memory
 from millpond.store import reducers
 from millpond.store.options import Options
 
 __all__ = ["MillpondBackend", "register"]
 
 STORE_OPTIONS = ("memory_limit", "spill_dir", "spill_limit", "compression", "eviction", "overflow_limit")
-PINNED_SHARE = 0.5
+PINNED_SHARE = 0.75
 """Views may hold that part of a store's memory; beyond it, results are private copies. So calls have room."""
 IDLE_S = 0.25
 """A worker leaves a store when it had no call for one to two times that long."""
@@ -245,6 +248,8 @@ class _Visit:
         if self._store is not None:
             self._store.close()
         self._store = connect(address)
+        # A worker that has grown by 300 MB is replaced: what it reads in a store is not its own.
+        process_executor._get_memory_usage = _own_memory
         if not watched:
             threading.Thread(target=self._watch, name="millpond-visit", daemon=True).start()
 
@@ -261,3 +266,9 @@ class _Visit:
 
 
 _visit = _Visit()
+
+
+def _own_memory(pid: int, force_gc: bool = False) -> int:
+    if force_gc:
+        gc.collect()
+    return own_memory(pid)

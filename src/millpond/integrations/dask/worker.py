@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import click
@@ -20,8 +19,9 @@ from distributed.worker_state_machine import ExecuteSuccessEvent, GatherDepSucce
 
 from millpond.integrations.dask.data import WorkerData
 from millpond.integrations.dask.transfer import CLIENT, WORKER, declare, takes_places
+from millpond.integrations.own_memory import own_memory
 
-__all__ = ["dask_setup", "dask_teardown", "private_memory"]
+__all__ = ["dask_setup", "dask_teardown"]
 
 
 def _setup(
@@ -61,7 +61,7 @@ def dask_teardown(server: Worker | Nanny) -> None:
 def _share(worker: Worker, data: WorkerData) -> None:
     """Puts the steps below around those of a worker."""
     declare(worker.rpc, WORKER, [data.uuid])
-    worker.monitor.get_process_memory = partial(private_memory, worker.monitor.proc.pid)
+    worker.monitor.get_process_memory = partial(own_memory, worker.monitor.proc.pid)
     worker.execute = partial(_execute, worker, data, worker.execute)
     worker.gather_dep = partial(_gather_dep, data, worker.gather_dep)
     worker.handlers["get_data"] = _get_data(data, worker.get_data)
@@ -116,18 +116,7 @@ def _guard(nanny: Nanny) -> None:
     def look() -> None:
         process = nanny.process and nanny.process.process
         limit = manager.memory_limit * manager.memory_terminate_fraction
-        if process is not None and process.pid is not None and private_memory(process.pid) > limit:
+        if process is not None and process.pid is not None and own_memory(process.pid) > limit:
             judge()
 
     monitor.callback = look
-
-
-def private_memory(pid: int) -> int:
-    """Bytes that a process has resident, shared memory left out; 0 if it has ended."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    found = dict(line.split(":", 1) for line in lines)
-    resident, shared = (int(found.get(name, "0").split()[0]) for name in ("VmRSS", "RssShmem"))
-    return (resident - shared) << 10
