@@ -11,7 +11,7 @@ SOURCES := setup.py $(shell find src/millpond -name '*.py' -o -name '*.pyi' -o -
 KERNEL := $(wildcard src/millpond/kernel/*.c)
 STRICT := -O2 -std=gnu11 -Wall -Wextra -Werror -fvisibility=hidden -pthread -Isrc/millpond/kernel
 
-.PHONY: help venv demo test nightly check check-style check-types check-kernel check-instructions failpoints proof storm soak bench bench-peers stress clean
+.PHONY: help bench-engines venv demo test nightly check check-style check-types check-kernel check-instructions failpoints proof storm soak bench bench-peers stress clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -94,6 +94,11 @@ check-kernel:
 
 check-instructions: venv
 	$(BIN)/python benchmarks/instructions.py
+
+bench-engines: venv ## moves between Dask workers, a shuffle of 4 GiB under 1 GiB, joblib's peak memory
+	$(BIN)/python benchmarks/dask_moves.py
+	$(BIN)/python benchmarks/dask_moves.py --shuffle
+	$(BIN)/python benchmarks/joblib_memory.py
 
 bench: venv ## run the benchmarks; tables on the screen, JSON in benchmarks/results
 	$(BIN)/python benchmarks/small.py
