@@ -29,10 +29,10 @@ T = TypeVar("T")
 class StoreMapping(MutableMapping[str, Any]):
     """The names of a store that begin with `prefix`, as a dict of their values.
 
-    All mappings of one store and prefix, in all processes, are the same dict. Keys are str, with the prefix 1
-    to 240 bytes of UTF-8; others are a TypeError or ValueError. Iteration goes over the keys of one moment. A
-    value whose bytes are gone (deleted through a ref, or lost) raises that error, which is a KeyError. A
-    pickled mapping connects to the store where it is loaded.
+    All mappings of one store and prefix, in all processes, are the same dict. Keys are str, with the prefix
+    1 to 240 bytes of UTF-8; setting another is a TypeError or ValueError. Iteration goes over the keys of
+    one moment. A value whose bytes are gone (deleted through a ref, or lost) raises that error, which is a
+    KeyError. A pickled mapping connects to the store where it is loaded.
     """
 
     def __init__(self, store: Store, prefix: str = "") -> None:
@@ -45,9 +45,10 @@ class StoreMapping(MutableMapping[str, Any]):
         return self.prefix + key
 
     def __getitem__(self, key: str) -> Any:
-        name = self._name(key)
+        if not isinstance(key, str):
+            raise KeyError(key)
         try:
-            ref = self.store.lookup(name)
+            ref = self.store.lookup(self._name(key))
         except ObjectNotFoundError:
             raise KeyError(key) from None
         return self.store.get(ref)
@@ -56,14 +57,15 @@ class StoreMapping(MutableMapping[str, Any]):
         self.store.put(value, name=self._name(key), replace=True)
 
     def __delitem__(self, key: str) -> None:
-        name = self._name(key)
+        if not isinstance(key, str):
+            raise KeyError(key)
         try:
-            self.store.delete(name)
+            self.store.delete(self._name(key))
         except ObjectNotFoundError:
             raise KeyError(key) from None
 
     def __contains__(self, key: object) -> bool:
-        return self._name(key) in self.store
+        return isinstance(key, str) and self._name(key) in self.store
 
     def __iter__(self) -> Iterator[str]:
         return (name[len(self.prefix) :] for name in self.store.names(self.prefix))
