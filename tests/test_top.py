@@ -52,8 +52,8 @@ def test_memory_members_objects_and_who_pins(pond: Pond) -> None:
     assert rates.restored[-1] > 0 and rates.spilled[-1] >= 0
     (weights,) = [line for line in text.splitlines() if "weights" in line][:1] or [""]
     assert f" {pid} " in weights
-    (member,) = [line for line in text.splitlines() if line.split()[1:2] == [str(pid)]]
-    assert "781" in member
+    (member,) = [line for line in text.splitlines() if line.split()[-4:-3] == [str(pid)]]
+    assert "workers.py" in member and " 781." in member and member.rstrip().endswith(" 1")
     assert str(os.getpid()) not in text
     del refs
 

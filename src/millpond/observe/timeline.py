@@ -6,6 +6,7 @@ Not here: recording (millpond.store.timeline), drawing (Perfetto).
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -28,12 +29,12 @@ class Spans(NamedTuple):
     bytes: int
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The events of a timeline, as long as they are whole: the last line of a killed process may not be.
 
     Raises OSError; ValueError for a file that is no timeline.
     """
-    events = list(_events(path.read_text(errors="replace").splitlines()))
+    events = list(_events(Path(path).read_text(errors="replace").splitlines()))
     if not events:
         raise ValueError(f"{path} is no timeline: it holds no event")
     return events

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
+import psutil
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -21,13 +22,14 @@ from millpond.hot import load_contained
 from millpond.observe.tables import plain_table
 from millpond.observe.text import format_limit
 from millpond.store.info import Holding
-from millpond.units import format_bytes, format_seconds
+from millpond.units import format_bytes, format_seconds, shortened
 
 ASKED_MAX = 200
 """Pinned objects, the largest, whose pinning members are asked for."""
 HISTORY = 30
 BARS = " ▁▂▃▄▅▆▇█"
 MEMORY_WIDTH = 50
+PROGRAM_WIDTH = 60
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,19 @@ def look(store: Store) -> Look:
     return Look(
         at=time.monotonic(),
         stats=store.stats(),
-        members=[Holding(pid, command) for _, pid, command in store._members() if pid != me],
+        members=[Holding(pid, _program(pid) or command) for _, pid, command in store._members() if pid != me],
         objects=objects,
         pinned_by={info.id: _pinning(store, info) for info in pinned},
     )
+
+
+def _program(pid: int) -> str:
+    """How a process was started, in short; empty if it has gone or is not ours to ask."""
+    try:
+        words = psutil.Process(pid).cmdline()
+    except psutil.Error:
+        return ""
+    return shortened(" ".join([os.path.basename(words[0]), *words[1:]]), PROGRAM_WIDTH) if words else ""
 
 
 def _pinning(store: Store, info: ObjectInfo) -> tuple[Holding, ...]:
@@ -174,7 +185,9 @@ def _members(now: Look) -> Table:
         for holding in holdings:
             pins[holding.pid] = pins.get(holding.pid, 0) + sizes[key]
     table = plain_table("member", "pid", "pinned", "in objects", left=("member",))
-    counts = {m.pid: sum(m in who for who in now.pinned_by.values()) for m in now.members}
+    counts = {
+        m.pid: sum(m.pid == one.pid for who in now.pinned_by.values() for one in who) for m in now.members
+    }
     for member in sorted(now.members, key=lambda member: -pins.get(member.pid, 0)):
         pinned = pins.get(member.pid, 0)
         table.add_row(
