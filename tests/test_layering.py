@@ -19,6 +19,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "millpond"
 RANKS = {
     "errors": 0,
     "units": 0,
+    "flag": 0,
     "kernel": 1,
     "hot": 2,
     "spill": 3,

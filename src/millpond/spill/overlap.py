@@ -13,9 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from queue import SimpleQueue
-from threading import Event, Thread
+from threading import Thread
 from types import TracebackType
 from typing import Generic, TypeVar
+
+from millpond.flag import Flag
 
 T = TypeVar("T")
 
@@ -27,8 +29,8 @@ class Overlap(Generic[T]):
         self._thread: Thread | None = None
         self._calls: SimpleQueue[Callable[[], T] | None] = SimpleQueue()
         self._under_way = False
-        self._done = Event()
-        self._ended = Event()
+        self._done = Flag()
+        self._ended = Flag()
         self._results: list[T] = []
         self._errors: list[BaseException] = []
 
@@ -92,7 +94,7 @@ class Overlap(Generic[T]):
             thread.join()
 
 
-def _wait_whatever_comes(event: Event) -> None:
+def _wait_whatever_comes(event: Flag) -> None:
     """Interrupts are raised afterwards: a call must not be left at work on memory that is used again.
 
     Not by joining the thread: before Python 3.13, a join that was interrupted takes it for dead.

@@ -18,6 +18,8 @@ import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from millpond.flag import Flag
+
 if TYPE_CHECKING:
     from millpond.store.store import Store
 
@@ -34,7 +36,7 @@ class Janitor:
         self._store = weakref.ref(store)
         self._lock = threading.RLock()  # a destructor or a signal's handler may close the store anywhere
         self._thread: threading.Thread | None = None
-        self._wake = threading.Event()
+        self._ending = Flag()  # each thread has one of its own
         self._epoch, self._collected = store._gc_epoch(), 0.0
         _janitors.add(self)
 
@@ -45,10 +47,13 @@ class Janitor:
             return
         with self._lock:
             if self._thread is None:
-                self._wake.clear()
-                thread = threading.Thread(target=self._run, name="millpond-janitor", daemon=True)
+                ending = Flag()
+                thread = threading.Thread(
+                    target=self._run, args=(ending,), name="millpond-janitor", daemon=True
+                )
                 # no more threads, or the interpreter ends: slow paths do the work
                 with suppress(RuntimeError):
+                    self._ending = ending
                     thread.start()
                     self._thread = thread
 
@@ -56,9 +61,9 @@ class Janitor:
         """Ends the thread and waits for it; whether there was one. Harmless in the thread itself."""
         with self._lock:
             thread, self._thread = self._thread, None
+            self._ending.set()
         if thread is None:
             return False
-        self._wake.set()
         if thread is not threading.current_thread():
             thread.join()
             await_end(thread.native_id)
@@ -71,8 +76,8 @@ class Janitor:
             self._epoch, self._collected = epoch, now
             gc.collect()
 
-    def _run(self) -> None:
-        while not self._wake.wait(INTERVAL_S):
+    def _run(self, ending: Flag) -> None:
+        while not ending.wait(INTERVAL_S):
             store = self._store()
             if store is None or store.closed:
                 return
@@ -113,7 +118,6 @@ def _after_fork_in_parent() -> None:
 def _after_fork_in_child() -> None:
     for janitor in list(_janitors):
         janitor._lock = threading.RLock()
-        janitor._wake = threading.Event()
         if janitor._thread is not None:  # another thread has started it meanwhile, for the parent only
             janitor._thread = None
             _stopped.append(janitor)

@@ -20,6 +20,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from millpond.errors import StoreClosedError
+from millpond.flag import Flag
 from millpond.store.janitor import await_end
 
 if TYPE_CHECKING:
@@ -48,10 +49,10 @@ class Spiller:
     def _reset(self) -> None:
         self._lock = threading.RLock()  # a destructor or a signal's handler may close the store anywhere
         self._thread: threading.Thread | None = None
-        self._wanted = threading.Event()
-        self._idle = threading.Event()
+        self._wanted = Flag()
+        self._idle = Flag()
         self._idle.set()
-        self._stopping = threading.Event()  # each thread has one of its own
+        self._stopping = Flag()  # each thread has one of its own
 
     def wake(self) -> None:
         """Starts the thread if there is none, unless it has failed just now. Cheap when there is."""
@@ -60,7 +61,7 @@ class Spiller:
         with self._lock:
             self._wanted.set()
             if self._thread is None:
-                stopping = threading.Event()
+                stopping = Flag()
                 run = partial(self._run, stopping)
                 thread = threading.Thread(target=run, name="millpond-spiller", daemon=True)
                 # no more threads, or the interpreter ends: puts do the work
@@ -85,7 +86,7 @@ class Spiller:
             thread.join()
             await_end(thread.native_id)
 
-    def _run(self, stopping: threading.Event) -> None:
+    def _run(self, stopping: Flag) -> None:
         worked = time.monotonic()
         while not stopping.is_set():
             self._wanted.clear()
@@ -101,7 +102,7 @@ class Spiller:
             else:
                 self._wanted.wait(LOOK_S)
 
-    def _step(self, stopping: threading.Event) -> bool:
+    def _step(self, stopping: Flag) -> bool:
         """Whether it freed anything."""
         room = self._room()
         if room is None:
