@@ -515,3 +515,10 @@ def test_one_of_many_readers_restores(pond: Pond, monkeypatch: pytest.MonkeyPatc
             member.start(lambda own: int(workers.inherited[0].get().sum()))
         assert {member.result() for member in members} == {int(noise(8 * MIB).sum())}
         assert store.stats().restored_objects_total == before + 1
+
+
+def test_larger_than_memory_and_too_small_for_a_file_of_its_own(pond: Pond) -> None:
+    store = pond.store("1MiB")
+    array = np.arange(300_000)
+    ref = store.put(array)
+    assert np.array_equal(ref.get(), array)

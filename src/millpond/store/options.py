@@ -24,6 +24,7 @@ MEMORY_MIN = 1 << 20
 MEMORY_MAX = 1 << 42
 SECONDS_END = 1e10  # in nanoseconds, 64 bits count further
 OVERFLOW_SHARE = 4
+OVERFLOW_MIN = 8 << 20  # what is smaller has no file of its own that could be mapped: one of them must fit
 
 PathLike = str | os.PathLike[str]
 
@@ -62,7 +63,9 @@ class Options:
         if handoff_timeout is not None and not 0 < handoff_timeout < SECONDS_END:
             raise ValueError(f"handoff_timeout is {handoff_timeout}; pass positive seconds, or None for ever")
         disk = NO_LIMIT if spill_limit is None else parse_bytes(spill_limit, None)
-        overflow = memory // OVERFLOW_SHARE if overflow_limit is None else parse_bytes(overflow_limit, total)
+        overflow = max(memory // OVERFLOW_SHARE, OVERFLOW_MIN)
+        if overflow_limit is not None:
+            overflow = parse_bytes(overflow_limit, total)
         if max(disk, overflow) > NO_LIMIT:
             raise ValueError(f"spill_limit or overflow_limit is {max(disk, overflow)} bytes, beyond 64 bits")
         return cls(memory, _directories(spill_dir, disk), disk, codec, eviction, handoff_timeout, overflow)

@@ -65,7 +65,8 @@ class Store(Core):
         which they go (in this process; the other members use "lru" then).
     name: under which other processes can connect; None: by `address` and by unpickled refs only.
     handoff_timeout: seconds that an undelivered pickled ref keeps its object alive; None: for ever.
-    overflow_limit: bytes of private copies for reads that find no room; None: a quarter of memory_limit.
+    overflow_limit: bytes of private copies for reads that find no room; None: a quarter of memory_limit, at
+        least 8 MiB.
 
     Raises AttachError (the name is taken, the registry is not safe to use), SpillError (no directory fit
     for spilling), ValueError, TypeError. A context manager; `close` is idempotent.
