@@ -247,3 +247,25 @@ def test_a_probe_that_failed_is_repeated(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         directories.direct(0)
     directories.direct(0)
+
+
+def test_two_threads_make_a_directory_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each closes what it replaces, and nothing twice: the number may be another file's by then."""
+    directories = Directories([tmp_path], UUID, floor=0)
+    place = directories._places[0]
+    closed: list[int] = []
+    close = os.close
+
+    def close_slowly(fd: int) -> None:
+        closed.append(fd)
+        if len(closed) == 1:
+            directories._make_again(place)  # another thread does, while this one is in the system call
+        close(fd)
+
+    shutil.rmtree(place.path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", close_slowly)
+        assert directories._make_again(place)
+    assert len(closed) == len(set(closed)) == 2
+    assert place.fd is not None and os.path.samestat(os.fstat(place.fd), os.stat(place.path))
+    directories.close()

@@ -214,6 +214,11 @@ class _Place:
     direct: bool | None = None
     can_punch: bool = True
 
+    def exchange(self, fd: int) -> int | None:
+        """Takes a descriptor for the one that it had, which is the caller's now."""
+        old, self.fd = self.fd, fd
+        return old
+
 
 class Directories:
     """The spill directories of one store, as one process uses them. Safe for many threads.
@@ -319,8 +324,11 @@ class Directories:
             _, fd = self._enter(place.base)
         except SpillError:
             return False
-        os.close(place.fd)
-        place.fd = fd
+        old = place.exchange(fd)  # another thread may be here as well, or be closing
+        if old is None:
+            self.close()
+            return False
+        os.close(old)
         log.warning("%s had vanished and was made again: what was in it is lost", place.path)
         return True
 

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from threading import RLock
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from xxhash import xxh3_64
 
@@ -184,6 +184,10 @@ class Segments:
         self.directories.note_success(segment.directory)
         return offset
 
+    def is_mine(self) -> bool:
+        """Whether this thread is in the middle of a call to the disk, or of the books."""
+        return is_mine(self._lane) or is_mine(self._books)
+
     def _is_gone(self, segment: Segment) -> bool:
         """Whether somebody has removed the file: nobody could read what is written to it."""
         try:
@@ -332,6 +336,12 @@ class Segments:
         self._current, self._appended, self._retired = None, {}, []
         for segment in segments:
             self._system.close(segment.fd)
+
+
+def is_mine(lock: Any) -> bool:
+    """Whether this thread holds an RLock. The lock knows, whatever interrupts a `with` block."""
+    mine: bool = lock._is_owned()  # as threading.Condition asks it
+    return mine
 
 
 def _is_sparse(size: int, live: int) -> bool:

@@ -38,7 +38,7 @@ from millpond.spill.record import (
     padded,
     record_length,
 )
-from millpond.spill.segments import Relief, Segment, Segments, SegmentTable, repack
+from millpond.spill.segments import Relief, Segment, Segments, SegmentTable, is_mine, repack
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +68,8 @@ class _Turn:
         self.lock = RLock()
 
     def is_mine(self) -> bool:
-        """Whether this thread is in the middle of it. The lock knows, whatever interrupts a `with` block."""
-        mine: bool = self.lock._is_owned()  # type: ignore[attr-defined]  # as threading.Condition asks it
-        return mine
+        """Whether this thread is in the middle of it."""
+        return is_mine(self.lock)
 
     def take_groups(self) -> tuple[Group, Group]:
         """Empty ones; warm from the second time on."""
@@ -185,8 +184,7 @@ class SpillWriter:
         """A destructor or a signal's handler that comes by in the middle of its own thread's turn is
         refused: it would wait for itself."""
         turn = self._turns[behind]
-        if self._in_turn():
-            raise SpillError(errno.EDEADLK, "this thread is in the middle of a spill: try again after it")
+        self.refuse_in_turn()
         with turn.lock:
             try:
                 yield turn
@@ -195,21 +193,26 @@ class SpillWriter:
                 if self._leaving:
                     self._segments.roll()
 
-    def _in_turn(self) -> bool:
-        """Whether this thread is in the middle of a turn."""
-        return any(turn.is_mine() for turn in self._turns)
+    def in_turn(self) -> bool:
+        """Whether this thread is in the middle of a turn, or of a write for one."""
+        return any(turn.is_mine() for turn in self._turns) or self._segments.is_mine()
+
+    def refuse_in_turn(self) -> None:
+        """Raises SpillError (EDEADLK) in the middle of this thread's own turn."""
+        if self.in_turn():
+            raise SpillError(errno.EDEADLK, "this thread is in the middle of a spill: try again after it")
 
     def roll(self) -> None:
         """Closes the append segment, so that its file can go once its last record is dead. In the middle
         of this thread's own turn: when that ends."""
-        if self._in_turn():
+        if self.in_turn():
             self._leaving = True
         else:
             self._segments.roll()
 
     def roll_sparse(self) -> None:
         """The same if little of the segment is alive. Does nothing while somebody writes."""
-        if not self._in_turn():
+        if not self.in_turn():
             self._segments.roll_sparse()
 
     def _after_fork(self) -> None:

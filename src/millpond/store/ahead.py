@@ -49,8 +49,8 @@ class Ahead:
     """Restores lists of objects, for one process of one store."""
 
     def __init__(self, core: Core, room: Room, reader: SpillReader) -> None:
+        self.room = room
         self._core = core
-        self._room = room
         self._reader = reader
 
     def restore(
@@ -70,7 +70,7 @@ class Ahead:
             if stop():
                 return
             batch = RestoreBatch(self._core, refs, indices[at : at + CLAIMS], byte_limit)
-            work = _Work(self._core, self._room, self._reader, batch, stop)
+            work = _Work(self._core, self.room, self._reader, batch, stop)
             try:
                 work.run(take)
             finally:

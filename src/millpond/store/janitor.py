@@ -58,13 +58,16 @@ class Janitor:
                     self._thread = thread
 
     def stop(self) -> bool:
-        """Ends the thread and waits for it; whether there was one. Harmless in the thread itself."""
+        """Ends the thread and waits for it, unless it may be waiting for this one; whether there was one.
+        Harmless in the thread itself."""
         with self._lock:
             thread, self._thread = self._thread, None
             self._ending.set()
         if thread is None:
             return False
-        if thread is not threading.current_thread():
+        store = self._store()
+        in_the_middle = store is not None and store._room.in_the_middle()
+        if thread is not threading.current_thread() and not in_the_middle:
             thread.join()
             await_end(thread.native_id)
         return True

@@ -68,14 +68,16 @@ class Prefetch:
                 self._requests.clear()
 
     def stop(self, forget: bool) -> None:
-        """Ends the thread at its next step and waits for it; with `forget`, also all requests."""
+        """Ends the thread at its next step and waits for it, unless it may be waiting for this one; with
+        `forget`, also all requests."""
         with self._lock:
             self._stopping = True
             thread = self._thread
             if forget:
                 self._requests.clear()
         try:
-            if thread is not None and thread is not threading.current_thread():
+            in_the_middle = self._ahead is not None and self._ahead.room.in_the_middle()
+            if thread is not None and thread is not threading.current_thread() and not in_the_middle:
                 thread.join()
                 await_end(thread.native_id)
         finally:

@@ -9,6 +9,7 @@ works ahead of the puts (`spiller`).
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import time
@@ -23,6 +24,7 @@ from millpond.eviction.limits import headroom
 from millpond.eviction.named import Policy, numbered
 from millpond.eviction.ranking import Ranking
 from millpond.hot import BLOCK, Batch, Code, Core, Queued, Using
+from millpond.spill.segments import is_mine
 from millpond.store.spiller import Spiller
 from millpond.units import format_bytes
 
@@ -146,8 +148,21 @@ class Room:
 
         Raises SpillError when the disk refuses and nothing could be freed.
         """
+        self._refuse_in_the_middle()
         with self._lock:
             return self._evict_ranked(nbytes, behind=False)
+
+    def in_the_middle(self) -> bool:
+        """Whether this thread is evicting already, and a destructor or a signal's handler has come in
+        between: it must not wait for another thread, which may want what this one holds."""
+        writes = self._writer is not None and self._writer.in_turn()
+        return writes or is_mine(self._lock) or is_mine(self._ranks)
+
+    def _refuse_in_the_middle(self) -> None:
+        if is_mine(self._ranks):
+            raise SpillError(errno.EDEADLK, "this thread is in the middle of evicting: try again after it")
+        if self._writer is not None:
+            self._writer.refuse_in_turn()
 
     def evict_ahead(self) -> int:
         """The spiller's work: one step towards the room that is kept free while puts come.
@@ -243,6 +258,7 @@ class Room:
 
     def clean_and_evict(self, rows: np.ndarray[Any, Any]) -> int:
         """Spills the given candidates as far as nobody uses them; the bytes freed."""
+        self._refuse_in_the_middle()
         with self._lock:
             return self._evict_rows(rows)
 

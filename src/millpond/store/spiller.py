@@ -72,19 +72,24 @@ class Spiller:
 
     def await_step(self, seen: int) -> bool:
         """Waits for the step that the thread is at, if any; whether `freed` is not `seen` any more."""
-        while self.freed == seen and not self._idle.wait(SLICE_S):
-            pass
+        if self._may_wait(self._thread):
+            while self.freed == seen and not self._idle.wait(SLICE_S):
+                pass
         return self.freed != seen
 
     def stop(self) -> None:
-        """Ends the thread and waits for it. Harmless in the thread itself."""
+        """Ends the thread and waits for it, unless it may be waiting for this one. Harmless in itself."""
         with self._lock:
             thread, self._thread = self._thread, None
             self._stopping.set()
         self._wanted.set()
-        if thread is not None and thread is not threading.current_thread():
+        if thread is not None and self._may_wait(thread):
             thread.join()
             await_end(thread.native_id)
+
+    def _may_wait(self, thread: threading.Thread | None) -> bool:
+        room = self._room()
+        return thread is not threading.current_thread() and (room is None or not room.in_the_middle())
 
     def _run(self, stopping: Flag) -> None:
         worked = time.monotonic()
