@@ -184,10 +184,6 @@ class Segments:
         self.directories.note_success(segment.directory)
         return offset
 
-    def is_mine(self) -> bool:
-        """Whether this thread is in the middle of a call to the disk, or of the books."""
-        return is_mine(self._lane) or is_mine(self._books)
-
     def _is_gone(self, segment: Segment) -> bool:
         """Whether somebody has removed the file: nobody could read what is written to it."""
         try:

@@ -194,8 +194,8 @@ class SpillWriter:
                     self._segments.roll()
 
     def in_turn(self) -> bool:
-        """Whether this thread is in the middle of a turn, or of a write for one."""
-        return any(turn.is_mine() for turn in self._turns) or self._segments.is_mine()
+        """Whether this thread is in the middle of a turn."""
+        return any(turn.is_mine() for turn in self._turns)
 
     def refuse_in_turn(self) -> None:
         """Raises SpillError (EDEADLK) in the middle of this thread's own turn."""
