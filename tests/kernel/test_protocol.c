@@ -128,6 +128,15 @@ static void eviction_sees_a_pin(void) {
     close_store();
 }
 
+static void only_what_is_clean_is_evicted(void) {
+    open_store();
+    object o = make(&a, 1000);
+    CHECK_EQ(mp_evict(&b, o.entry, o.birth), MP_NOT_FOUND);
+    CHECK_EQ(mp_state(&a, o.entry, o.birth), MP_OK);
+    CHECK_EQ(mp_drop(&a, o.entry, -1), MP_OK);
+    close_store();
+}
+
 /* The eviction first: a reader in its middle goes away again, and the eviction succeeds. */
 static void a_reader_sees_an_eviction(void) {
     uint64_t offset, size;
@@ -573,6 +582,7 @@ static void a_reaped_member_is_told(void) {
 int main(int argc, char **argv) {
     check_arguments(argc, argv);
     RUN(eviction_sees_a_pin);
+    RUN(only_what_is_clean_is_evicted);
     RUN(a_reader_sees_an_eviction);
     RUN(a_claim_looks_twice);
     RUN(a_death_while_cleaning);
