@@ -117,6 +117,11 @@ def tidy(own: Any) -> None:
     own.store._tidy()
 
 
+def reclaim(own: Any) -> None:
+    """Disk space of the dead: holes, and the survivors of sparse files go together."""
+    own.store._reclaimer.make_room(1 << 40)
+
+
 def close(own: Any) -> None:
     own.store.close()
     own.views = None
@@ -143,6 +148,15 @@ def with_spilled(own: Any) -> None:
 def with_spilled_of_all_sizes(own: Any) -> None:
     own.refs = [own.store.put(np.ones(size)) for size in (40_000, 400) for _ in range(3)]
     own.store.spill()
+
+
+def with_sparse_files(own: Any) -> None:
+    """A run of dead records that is worth a hole, then dead ones between live ones."""
+    refs = [own.store.put(np.full(2500, number)) for number in range(60)]
+    own.store.spill(refs[:16])
+    own.store.spill(refs[16:])
+    own.store._writer.roll()
+    own.refs = refs[16::6]
 
 
 def with_dead(own: Any) -> None:
@@ -187,6 +201,7 @@ OPERATIONS = [
     ),
     Operation(overflow, None, {"grow.planned", "grow.committed", "evict.spilled", "restore.filled"}),
     Operation(tidy, with_dead, {"reap.marked", "reap.entry", "reap.done"}),
+    Operation(reclaim, with_sparse_files, {"place.move.decided", "segment.punched"}),
     Operation(close, with_objects, {"drop.bit", "reap.marked", "reap.done"}),
 ]
 

@@ -57,6 +57,47 @@ def test_moving_comes_before_writing(pond: Pond) -> None:
     assert stats.spilled_bytes_total == 0 and stats.committed_bytes <= LIMIT
 
 
+def test_moving_comes_before_writing_when_another_waits(pond: Pond) -> None:
+    """What came free belongs to the other one; what lies scattered is enough for this one."""
+    store = pond.store(LIMIT)
+    large = store.put(np.zeros(4 * MIB, "u1"))
+    refs = [store.put(noise(1000, seed)) for seed in range(25_000)]
+    random.shuffle(refs)
+    del refs[2500:]
+    other = pond.member(store)
+    other.run(lambda own: setattr(own, "place", own.store._room.wait(8 << 20).__enter__()))
+    del large
+    other.run(lambda own: own.place.renew() and None)
+    lacking = store._lacking(5 * MIB)
+    array = store.put(np.ones(5 * MIB // 8))
+    other.run(lambda own: own.place.__exit__(None, None, None))
+    assert lacking > 0 and store.stats().spilled_bytes_total == 0 and array.get()[-1] == 1
+
+
+def test_small_puts_beside_a_large_one_write_nothing(pond: Pond) -> None:
+    """They need slots, not pages: nothing lacks, however much is put by for the large one."""
+    store = pond.store(4 * LIMIT)
+    refs = [store.put(noise(1000, seed)) for seed in range(100_000)]
+    random.shuffle(refs)
+    del refs[10_000:]
+    other = pond.member(store)
+
+    def keep_putting(own: object) -> int:
+        store, count = own.store, 0  # type: ignore[attr-defined]
+        keep = store.put(1)
+        while "over" not in store.names():
+            store.put(1)
+            count += 1
+        del keep
+        return count
+
+    other.start(keep_putting)
+    ref = store.put(np.ones(4 * LIMIT // 16))
+    over = store.put(0, name="over")
+    assert other.result() > 0 and over.get() == 0 and len(ref.get()) == 4 * LIMIT // 16
+    assert store.stats().spilled_bytes_total == 0
+
+
 def test_objects_in_use_stay_where_they_are(pond: Pond) -> None:
     store = pond.store(LIMIT, spill_limit=0)
     arrays = [store.put(np.full(500, seed)) for seed in range(5000)]

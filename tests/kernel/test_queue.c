@@ -131,6 +131,83 @@ static void no_more_is_put_by_than_is_needed(void) {
     close_store();
 }
 
+static void a_slot_in_an_open_slab_takes_no_room(void) {
+    object small;
+    open_store();
+    fill(MIB);
+    CHECK_EQ(put(&a, 100, &small), MP_OK);
+    wait_for(&b, 2 * MIB);
+    release(0);
+    CHECK_EQ(mp_queue_lacking(&c, 100), 0);
+    CHECK(fits(&c, 100));
+    CHECK(!fits(&c, 2 * MIB));
+    mp_queue_leave(&b, 2 * MIB);
+    close_store();
+}
+
+/* It still copies its value; what comes free is for the others. */
+static void what_the_first_has_taken_is_not_put_by_any_more(void) {
+    object large, small;
+    open_store();
+    fill(0);
+    wait_for(&b, 2 * MIB + MP_BLOCK);
+    for (uint32_t i = 0; i < 2; i++) release(i);
+    CHECK(!fits(&c, MIB));
+    CHECK_EQ(put(&b, 2 * MIB, &large), MP_OK);
+    CHECK_EQ(a.slots[b.slot].room_needed, 0);
+    CHECK_EQ(mp_queue_lacking(&c, MIB), 0);
+    wait_for(&c, MIB);
+    CHECK_EQ(a.header->queue_first, c.slot + 1);
+    release(2);
+    CHECK(!fits(&a, MIB));
+    CHECK(fits(&c, MIB));
+    mp_queue_leave(&c, MIB);
+    wait_for(&b, MIB); /* another thread */
+    mp_queue_leave(&b, 2 * MIB + MP_BLOCK);
+    CHECK_EQ(a.slots[b.slot].room_needed, MIB);
+    CHECK_EQ(put(&b, 100, &small), MP_OK); /* and a third, which found room at once */
+    CHECK_EQ(a.slots[b.slot].room_needed, MIB);
+    mp_queue_leave(&b, MIB);
+    CHECK_EQ(b.queue_served, 0);
+    close_store();
+}
+
+static uint32_t calls;
+
+static void nothing_lacks(void) {
+    calls++;
+    CHECK_EQ(mp_queue_lacking(&c, MIB), 0);
+}
+
+static int watched_punch(mp_member *m, uint64_t offset, uint64_t bytes) {
+    nothing_lacks();
+    return mp_linux.punch(m, offset, bytes);
+}
+
+static int watched_commit(mp_member *m, uint64_t offset, uint64_t bytes) {
+    nothing_lacks();
+    return mp_linux.commit(m, offset, bytes);
+}
+
+/* Nobody else needs to make room for what the first is turning over just now; then it is put by as before. */
+static void what_the_first_commits_and_punches_is_borrowed(void) {
+    open_store();
+    fill(0);
+    wait_for(&b, 4 * MIB);
+    for (uint32_t i = 0; i < 2; i++) release(i);
+    replaced.punch = watched_punch;
+    replaced.commit = watched_commit;
+    CHECK_EQ(mp_shrink(&b, 2 * MIB), 2 * MIB);
+    CHECK_EQ(a.slots[b.slot].room_reserved, 2 * MIB);
+    CHECK(!fits(&c, MIB));
+    CHECK_EQ(mp_grow(&b, 2 * MIB), MP_OK);
+    CHECK_EQ(calls, 2);
+    CHECK_EQ(a.slots[b.slot].room_reserved, 2 * MIB);
+    CHECK(!fits(&c, MIB));
+    mp_queue_leave(&b, 4 * MIB);
+    close_store();
+}
+
 static void the_stopped_bind_nobody(void) {
     open_store();
     fill(0);
@@ -139,7 +216,7 @@ static void the_stopped_bind_nobody(void) {
     release(0);
     CHECK(!fits(&c, MIB));
     now_ns += 251000000;
-    CHECK(fits(&c, MIB)); /* b has not renewed */
+    CHECK(fits(&a, MIB)); /* b has not renewed, nor has c */
     CHECK_EQ(mp_queue_renew(&c), MP_OK);
     CHECK_EQ(a.header->queue_first, c.slot + 1);
     CHECK_EQ(mp_queue_renew(&b), MP_OK); /* back, and first again */
@@ -237,6 +314,9 @@ int main(int argc, char **argv) {
     RUN(what_comes_free_is_for_the_first);
     RUN(what_fits_beside_it_just_goes);
     RUN(no_more_is_put_by_than_is_needed);
+    RUN(a_slot_in_an_open_slab_takes_no_room);
+    RUN(what_the_first_has_taken_is_not_put_by_any_more);
+    RUN(what_the_first_commits_and_punches_is_borrowed);
     RUN(the_stopped_bind_nobody);
     RUN(the_dead_are_voided);
     RUN(threads_share_a_ticket);

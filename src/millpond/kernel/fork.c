@@ -109,7 +109,7 @@ void mp_fork_child(mp_member *m) {
     pthread_mutex_init(&m->pins_mutex, NULL);
     bool adopts = atomic_load(&m->state) != MP_MEMBER_CLOSED && atomic_load(&m->state) != MP_MEMBER_ORPHAN;
     if (adopts) m->slot = m->fork_slot;
-    m->queued = 0; /* whoever waits for room does so in the parent */
+    m->queued = 0, m->queue_served = 0; /* whoever waits for room does so in the parent */
     keep_views(m);
     if (!adopts) return;
     atomic_store(m->wipe, 1);

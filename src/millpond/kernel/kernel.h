@@ -80,6 +80,7 @@ typedef struct mp_member {
     const char *_Atomic full_pool;
 
     uint32_t queued; /* threads that wait for room; under the store's mutex */
+    uint64_t queue_served; /* of what they need: taken by those that have not left yet; under it as well */
 
     /* fork in progress */
     uint32_t fork_slot;
@@ -297,6 +298,9 @@ uint64_t mp_queue_lacking(mp_member *m, uint64_t size);
 /* mutex held */
 uint64_t mp_queue_lacks(mp_member *m, uint64_t size); /* the same as mp_queue_lacking */
 void mp_queue_freed(mp_member *m, uint64_t bytes);
+void mp_queue_taken(mp_member *m, uint64_t bytes); /* by a draft of ours: what it was waiting for is not put by any more */
+uint64_t mp_queue_borrow(mp_member *m, uint64_t bytes); /* of what is put by for us, while it is being committed or punched */
+void mp_queue_return(mp_member *m, uint64_t borrowed);
 void mp_queue_void(mp_member *m, uint32_t slot);
 void mp_queue_rebuild(mp_member *m);
 

@@ -13,6 +13,7 @@ mp_code mp_grow(mp_member *m, uint64_t size) {
         if (code == MP_OK) code = mp_lock(m, -1);
         if (code != MP_OK) return code;
         code = mp_arena_plan_grow(m, size, &run);
+        uint64_t borrowed = code == MP_OK ? mp_queue_borrow(m, (uint64_t)run.blocks * MP_BLOCK) : 0;
         mp_unlock(m);
         if (code == MP_POOL_FULL) continue;
         if (code != MP_OK) return code;
@@ -22,6 +23,7 @@ mp_code mp_grow(mp_member *m, uint64_t size) {
         if (error) mp_arena_punch(m, run); /* what a half-done commit took */
         if ((code = mp_lock(m, -1)) != MP_OK) return code;
         mp_arena_grown(m, run, error == 0);
+        mp_queue_return(m, borrowed);
         mp_unlock(m);
         m->error = error;
         return error ? MP_SYSTEM : MP_OK;
@@ -35,6 +37,7 @@ uint64_t mp_shrink(mp_member *m, uint64_t bytes) {
         uint64_t blocks = (bytes - given + MP_BLOCK - 1) / MP_BLOCK;
         if (mp_pool_ensure(m, &m->header->pool_spans, 8) != MP_OK || mp_lock(m, -1) != MP_OK) break;
         bool found = mp_arena_plan_punch(m, blocks > 1024 ? 1024 : (uint32_t)blocks, &run);
+        uint64_t borrowed = found ? mp_queue_borrow(m, (uint64_t)run.blocks * MP_BLOCK) : 0;
         mp_unlock(m);
         if (!found) break;
         MP_FAILPOINT("shrink.planned");
@@ -42,6 +45,7 @@ uint64_t mp_shrink(mp_member *m, uint64_t bytes) {
         MP_FAILPOINT("shrink.punched");
         if (mp_lock(m, -1) != MP_OK) break;
         mp_arena_punched(m, run);
+        mp_queue_return(m, borrowed);
         mp_unlock(m);
         given += (uint64_t)run.blocks * MP_BLOCK;
     }

@@ -52,6 +52,7 @@ static mp_code try_draft(mp_member *m, uint64_t size, bool bare, uint32_t *entry
             return code;
         }
         atomic_store_explicit(&e->offset, *offset, memory_order_relaxed);
+        mp_queue_taken(m, mp_extent_bytes(size));
     }
     e->span = span;
     e->extent = !bare;

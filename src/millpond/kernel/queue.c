@@ -5,6 +5,7 @@
  * by small ones, while what fits beside it just goes. The first is bound by nobody, so somebody can
  * always go on. A ticket that is not renewed for LAPSE_NS binds nobody, until its member comes
  * back; that of a dead member goes with its slot. Restores are not bound: what they take has a disk copy.
+ * What the first has taken, or is about to commit or punch for itself, need not be kept free by anybody.
  * Invariants: everything here happens under the mutex. Tickets are true, `queue_first` is a cache.
  * Not here: making room, and how long to wait for it (store/room.py, store/store.py).
  */
@@ -15,12 +16,12 @@
 
 static bool waits(const mp_slot *s) { return (atomic_load(&s->word) & 255u) == MP_SLOT_LIVE && s->ticket != 0; }
 
-/* The member with the oldest ticket of those that are renewed. */
+/* The member with the oldest ticket of those that are renewed and still need something. */
 static void choose_first(mp_member *m, uint64_t now) {
     uint32_t first = 0;
     for (uint32_t i = 0; i < MP_SLOTS; i++) {
         const mp_slot *s = &m->slots[i];
-        if (!waits(s) || s->ticket_renewed + LAPSE_NS < now) continue;
+        if (!waits(s) || s->room_needed == 0 || s->ticket_renewed + LAPSE_NS < now) continue;
         if (first == 0 || s->ticket < m->slots[first - 1].ticket) first = i + 1;
     }
     m->header->queue_first = first;
@@ -80,12 +81,42 @@ void mp_queue_void(mp_member *m, uint32_t slot) {
     mp_event_bump(m);
 }
 
+static uint64_t smaller(uint64_t a, uint64_t b) { return a < b ? a : b; }
+
 void mp_queue_leave(mp_member *m, uint64_t bytes) {
     mp_slot *s = &m->slots[m->slot];
     if (lock_own(m) != MP_OK) return;
-    if (--m->queued == 0) mp_queue_void(m, m->slot);
-    s->room_needed = s->room_needed > bytes ? s->room_needed - bytes : 0;
+    uint64_t served = smaller(m->queue_served, bytes);
+    m->queue_served = --m->queued == 0 ? 0 : m->queue_served - served;
+    if (m->queued == 0) mp_queue_void(m, m->slot);
+    s->room_needed -= smaller(s->room_needed, bytes - served);
     mp_unlock(m);
+}
+
+/* Our slot while we stand in the queue, else NULL. */
+static mp_slot *own_place(const mp_member *m) {
+    mp_slot *s = &m->slots[m->slot];
+    return m->queued != 0 && s->ticket != 0 && atomic_load(&s->word) == m->slot_word ? s : NULL;
+}
+
+uint64_t mp_queue_borrow(mp_member *m, uint64_t bytes) {
+    mp_slot *s = own_place(m);
+    uint64_t borrowed = s ? smaller(s->room_reserved, bytes) : 0;
+    if (s) s->room_reserved -= borrowed;
+    return borrowed;
+}
+
+void mp_queue_return(mp_member *m, uint64_t borrowed) {
+    mp_slot *s = own_place(m);
+    if (s) s->room_reserved = smaller(s->room_needed, s->room_reserved + borrowed);
+}
+
+void mp_queue_taken(mp_member *m, uint64_t bytes) {
+    mp_slot *s = own_place(m);
+    if (!s || bytes + MP_BLOCK < s->room_needed) return; /* perhaps another thread's, which does not wait */
+    m->queue_served += s->room_needed;
+    s->room_needed = s->room_reserved = 0;
+    choose_first(m, m->system->boottime());
 }
 
 void mp_queue_freed(mp_member *m, uint64_t bytes) {
@@ -108,13 +139,14 @@ static uint64_t pages_for(const mp_member *m, uint64_t size) {
 uint64_t mp_queue_lacks(mp_member *m, uint64_t size) {
     const mp_header *h = m->header;
     const mp_slot *first = first_of(m);
-    if (!first || h->queue_first == m->slot + 1 || first->room_reserved == 0) return 0;
+    uint64_t bytes = pages_for(m, size);
+    if (bytes == 0 || !first || h->queue_first == m->slot + 1 || first->room_reserved == 0) return 0;
     if (!waits(first) || first->ticket_renewed + LAPSE_NS < m->system->boottime()) return 0;
     uint64_t limit = atomic_load_explicit(&h->memory_limit, memory_order_relaxed) / MP_BLOCK * MP_BLOCK;
     uint64_t committed = atomic_load_explicit(&h->committed_blocks, memory_order_relaxed) * MP_BLOCK;
     uint64_t there = atomic_load_explicit(&h->free_pages, memory_order_relaxed) * MP_PAGE;
     if (limit > committed) there += limit - committed;
-    uint64_t wanted = first->room_reserved + pages_for(m, size);
+    uint64_t wanted = first->room_reserved + bytes;
     return wanted > there ? wanted - there : 0;
 }
 

@@ -78,7 +78,9 @@ class Room:
             return False
         if not lacking and totals["free_bytes"] >= size and self._core._fits(size):
             return True  # somebody has evicted meanwhile: what is warm need not be regrouped
-        if not lacking and _scattered(totals) and self._regroup(size):
+        if _scattered(totals) and (
+            self._empty_blocks(_share(totals, lacking)) if lacking else self._regroup(size)
+        ):
             return True
         if self._core._reap():
             return True
@@ -110,7 +112,7 @@ class Room:
             missing -= self._core._shrink(missing)
         emptied = 0
         if missing > 0:
-            emptied = self._empty_blocks(max(missing, min(BATCH_BYTES, totals["memory_limit"] // 16)))
+            emptied = self._empty_blocks(_share(totals, missing))
             if emptied and size > BLOCK:
                 self._core._shrink(min(emptied, missing))
         return self._commit(size) or emptied > 0
@@ -167,8 +169,8 @@ class Room:
     def evict_ahead(self) -> int:
         """The spiller's work: one step towards the room that is kept free while puts come.
 
-        Returns the bytes freed; 0: there is room enough, or nothing can go. Raises SpillError like `evict`,
-        StoreClosedError.
+        Returns the bytes freed, or moved together; 0: there is room enough, or nothing can go. Raises
+        SpillError like `evict`, StoreClosedError.
         """
         with Using(self._core):
             totals = self._core._totals()
@@ -176,6 +178,8 @@ class Room:
             room = totals["free_bytes"] + max(0, limit - totals["committed_bytes"])
             if room >= limit // AHEAD_SHARE:
                 return 0
+            if _scattered(totals) and (emptied := self._empty_blocks(_share(totals, STEP_BYTES))):
+                return emptied
             return self._evict_ranked(min(STEP_BYTES, limit // AHEAD_SHARE), behind=True)
 
     def _evict_ranked(self, nbytes: int, behind: bool) -> int:
@@ -300,6 +304,11 @@ def _disk_step(totals: dict[str, Any]) -> str:
 def _free(totals: dict[str, Any]) -> int:
     """Committed and free, wherever it lies."""
     return int(totals["free_bytes"] + totals["free_slot_bytes"])
+
+
+def _share(totals: dict[str, Any], nbytes: int) -> int:
+    """What moving empties at a time: `nbytes`, or what makes it worth looking at every object."""
+    return max(nbytes, min(BATCH_BYTES, int(totals["memory_limit"]) // 16))
 
 
 def _scattered(totals: dict[str, Any]) -> bool:
