@@ -24,6 +24,7 @@ cdef extern from "kernel.h" nogil:
         MP_INVALID
         MP_SYSTEM
     enum:
+        MP_CLEANED_MAX
         MP_FREE
         MP_DRAFT
         MP_RESIDENT
@@ -59,6 +60,12 @@ cdef extern from "kernel.h" nogil:
         uint64_t checksum
         uint32_t segment
         uint8_t codec
+    ctypedef struct mp_cleaned:
+        mp_place place
+        uint64_t birth
+        uint32_t entry
+        mp_code code
+        bint evict "evict"
     ctypedef struct mp_geometry:
         uint64_t arena_bytes
         uint32_t entries
@@ -250,7 +257,7 @@ cdef extern from "kernel.h" nogil:
     mp_code mp_abort(mp_member *m, uint32_t entry, uint64_t birth)
     mp_code mp_delete(mp_member *m, uint32_t entry, uint64_t birth)
     mp_code mp_clean_claim(mp_member *m, uint32_t entry, uint64_t birth, uint64_t *offset, uint64_t *size)
-    mp_code mp_clean_publish(mp_member *m, uint32_t entry, uint64_t birth, const mp_place *place, bint evict)
+    mp_code mp_clean_publish(mp_member *m, mp_cleaned *items, uint32_t count)
     void mp_clean_cancel(mp_member *m, uint32_t entry)
     mp_code mp_evict(mp_member *m, uint32_t entry, uint64_t birth)
     mp_code mp_place_read(mp_member *m, uint32_t entry, uint64_t birth, mp_place *place, uint64_t *size)

@@ -34,6 +34,7 @@ cdef struct Claim:
     uint64_t size
     uint64_t at          # in the segment file, from the base that publish is told
     uint64_t length
+    uint64_t stored      # bytes of the payload
     uint64_t checksum
     uint64_t stamp       # when it was claimed
     uint32_t entry
@@ -186,39 +187,58 @@ cdef class Batch:
     cdef Py_ssize_t frame_into(
         self, uint8_t *target, uint64_t room, Py_ssize_t first, uint8_t codec, compress, uint64_t *used
     ) except -1:
-        cdef Py_ssize_t index = first
-        cdef Claim *c
+        """Checksums come last, and all together: they need the GIL, for which a copy would wait each time."""
+        cdef Py_ssize_t index = first, stop
         cdef Span span = Span.__new__(Span)
-        while index < self.small:
-            c = self.at(index)
-            if room - used[0] < round_up(sizeof(RecordHead) + c.size, RECORD_ALIGN):
-                break
-            c.at = used[0]
-            self.frame_one(target + used[0], c, codec, compress, span)
-            used[0] += c.length
-            index += 1
-        return index
-
-    cdef int frame_one(self, uint8_t *target, Claim *c, uint8_t codec, compress, Span span) except -1:
-        cdef const uint8_t *value = self.core.m.arena_read + c.offset
-        cdef RecordHead *head = <RecordHead *>target
-        cdef uint8_t *body = target + sizeof(RecordHead)
-        cdef uint64_t stored = c.size
-        cdef object payload = None
-        if compress is not None:
-            payload = compress(PyMemoryView_FromMemory(<char *>value, c.size, PyBUF_READ))
-        if payload is None:
-            c.codec = 0
-            memcpy(body, value, stored)
+        if compress is None:
+            with nogil:
+                while index < self.small and self.fits(index, room - used[0]):
+                    self.fill(target, index, 0, self.core.m.arena_read + self.claims[index].offset,
+                              self.claims[index].size, used)
+                    index += 1
         else:
-            c.codec = codec
-            stored = PyBytes_GET_SIZE(<bytes?>payload)
-            if stored > c.size:
-                raise ValueError(f"{c.size} bytes were compressed to {stored}")
-            memcpy(body, PyBytes_AS_STRING(payload), stored)
+            while index < self.small and self.fits(index, room - used[0]):
+                self.compress_one(target, index, codec, compress, used)
+                index += 1
+        stop = index
+        for index in range(first, stop):
+            self.write_head(target, &self.claims[index], span)
+        return stop
+
+    cdef bint fits(self, Py_ssize_t index, uint64_t room) noexcept nogil:
+        return room >= round_up(sizeof(RecordHead) + self.claims[index].size, RECORD_ALIGN)
+
+    cdef int compress_one(self, uint8_t *target, Py_ssize_t index, uint8_t codec, compress, uint64_t *used) except -1:
+        cdef Claim *c = &self.claims[index]
+        cdef const uint8_t *value = self.core.m.arena_read + c.offset
+        cdef uint64_t stored
+        cdef object payload = compress(PyMemoryView_FromMemory(<char *>value, c.size, PyBUF_READ))
+        if payload is None:
+            self.fill(target, index, 0, value, c.size, used)
+            return 0
+        stored = PyBytes_GET_SIZE(<bytes?>payload)
+        if stored > c.size:
+            raise ValueError(f"{c.size} bytes were compressed to {stored}")
+        self.fill(target, index, codec, <const uint8_t *>PyBytes_AS_STRING(payload), stored, used)
+        return 0
+
+    cdef void fill(
+        self, uint8_t *target, Py_ssize_t index, uint8_t codec, const uint8_t *payload, uint64_t stored, uint64_t *used
+    ) noexcept nogil:
+        """A record but for its header, behind the `used` bytes, which it adds to."""
+        cdef Claim *c = &self.claims[index]
+        cdef uint8_t *body = target + used[0] + sizeof(RecordHead)
+        c.at = used[0]
+        c.codec = codec
+        c.stored = stored
         c.length = round_up(sizeof(RecordHead) + stored, RECORD_ALIGN)
+        memcpy(body, payload, stored)
         memset(body + stored, 0, c.length - sizeof(RecordHead) - stored)
-        c.checksum = digest_of(span, body, stored)
+        used[0] += c.length
+
+    cdef int write_head(self, uint8_t *target, Claim *c, Span span) except -1:
+        cdef RecordHead *head = <RecordHead *>(target + c.at)
+        c.checksum = digest_of(span, target + c.at + sizeof(RecordHead), c.stored)
         head.magic = RECORD_MAGIC
         head.version = RECORD_VERSION
         head.codec = c.codec
@@ -226,7 +246,7 @@ cdef class Batch:
         head.birth = c.birth
         memcpy(head.uuid, self.core.m.header.uuid, 16)
         head.raw = c.size
-        head.stored = stored
+        head.stored = c.stored
         head.checksum = c.checksum
         head.own_checksum = digest_of(span, head, sizeof(RecordHead) - sizeof(uint64_t))
         return 0
@@ -243,8 +263,7 @@ cdef class Batch:
         were recorded, and the bytes of memory freed; an object that died meanwhile counts as neither.
         Raises StoreBusyError, StoreCorruptedError, StoreClosedError; the objects left are as they were.
         """
-        cdef Py_ssize_t i, objects = 0
-        cdef bint unread
+        cdef Py_ssize_t at = first, objects = 0
         cdef uint64_t freed = 0
         cdef mp_code code = MP_OK
         if first < 0 or stop > self.count:
@@ -252,32 +271,49 @@ cdef class Batch:
         if self.owner != self.core.m.slot_word:
             raise errors.StoreClosedError("this batch belongs to the process that made it, not to a forked child")
         with nogil:
-            for i in range(first, stop):
-                if not self.claims[i].open:
-                    continue
-                unread = self.core.m.entries[self.claims[i].entry].stamp == self.claims[i].stamp
-                code = self.publish_one(&self.claims[i], segment, base, evict and unread)
-                if code == MP_OK and evict and unread:
-                    freed += mp_extent_bytes(self.claims[i].size)
-                if code == MP_OK or code == MP_IS_PINNED:
-                    objects += 1
-                elif code != MP_NOT_FOUND:
-                    break
-                code = MP_OK
+            while at < stop and code == MP_OK:
+                code = self.publish_some(&at, stop, segment, base, evict, &objects, &freed)
         if code != MP_OK:
             raise self.core.failure(code, "a spilled object")
         return objects, freed
 
-    cdef mp_code publish_one(self, Claim *c, uint32_t segment, uint64_t base, bint evict) noexcept nogil:
-        cdef mp_place place
-        memset(&place, 0, sizeof(place))
-        place.offset = base + c.at
-        place.length = c.length
-        place.checksum = c.checksum
-        place.segment = segment
-        place.codec = c.codec
+    cdef mp_code publish_some(
+        self, Py_ssize_t *at, Py_ssize_t stop, uint32_t segment, uint64_t base, bint evict,
+        Py_ssize_t *objects, uint64_t *freed,
+    ) noexcept nogil:
+        """Up to a hold of items from `at` on, which it moves; adds to the counts."""
+        cdef mp_cleaned[MP_CLEANED_MAX] items
+        cdef uint64_t[MP_CLEANED_MAX] sizes
+        cdef uint32_t i, count = 0
+        cdef mp_code code
+        while at[0] < stop and count < MP_CLEANED_MAX:
+            if self.claims[at[0]].open:
+                self.close_claim(&self.claims[at[0]], &items[count], segment, base, evict)
+                sizes[count] = self.claims[at[0]].size
+                count += 1
+            at[0] += 1
+        code = mp_clean_publish(&self.core.m, items, count)
+        for i in range(count):
+            if items[i].code == MP_OK or items[i].code == MP_IS_PINNED:
+                objects[0] += 1
+            elif items[i].code != MP_NOT_FOUND:
+                code = items[i].code
+            if items[i].code == MP_OK and items[i].evict:
+                freed[0] += mp_extent_bytes(sizes[i])
+        return code
+
+    cdef void close_claim(self, Claim *c, mp_cleaned *item, uint32_t segment, uint64_t base, bint evict) noexcept nogil:
+        """Evicted is only what nobody has read since it was claimed."""
+        memset(item, 0, sizeof(mp_cleaned))
+        item.place.offset = base + c.at
+        item.place.length = c.length
+        item.place.checksum = c.checksum
+        item.place.segment = segment
+        item.place.codec = c.codec
+        item.entry = c.entry
+        item.birth = c.birth
+        item.evict = evict and self.core.m.entries[c.entry].stamp == c.stamp
         c.open = False
-        return mp_clean_publish(&self.core.m, c.entry, c.birth, &place, evict)
 
     cpdef cancel(self):
         """Ends all claims that `publish` has not ended. The objects stay as they are."""

@@ -154,7 +154,9 @@ static void clean(agent *a, uint64_t id, bool evict) {
         mp_clean_cancel(a->m, entry_of(id));
         return;
     }
-    code = mp_clean_publish(a->m, entry_of(id), birth_of(id), &place, evict);
+    mp_cleaned item = {.place = place, .birth = birth_of(id), .entry = entry_of(id), .evict = evict};
+    CHECK_EQ(mp_clean_publish(a->m, &item, 1), MP_OK);
+    code = item.code;
     CHECK(code == MP_OK || code == MP_NOT_FOUND || code == MP_IS_PINNED);
     if (code == MP_OK) a->spills++;
 }

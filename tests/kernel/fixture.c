@@ -94,3 +94,9 @@ void fixture_leave(mp_member *m) {
     munmap(m->locals, (uint64_t)m->geometry.entries * sizeof(mp_local));
     munmap((void *)m->wipe, MP_PAGE);
 }
+
+mp_code fixture_publish(mp_member *m, uint32_t entry, uint64_t birth, const mp_place *place, bool evict) {
+    mp_cleaned item = {.place = *place, .birth = birth, .entry = entry, .evict = evict};
+    mp_code code = mp_clean_publish(m, &item, 1);
+    return code == MP_OK ? item.code : code;
+}

@@ -27,6 +27,9 @@ void fixture_join(const mp_member *first, mp_member *m);   /* shares the mapping
 void fixture_die(mp_member *m);                            /* lets the lock go, and nothing else */
 void fixture_leave(mp_member *m);                          /* unmaps what is private to one that joined */
 
+/* A claimed entry whose record is at place: its code. */
+mp_code fixture_publish(mp_member *m, uint32_t entry, uint64_t birth, const mp_place *place, bool evict);
+
 /* Prints every fault and fails if there is one. */
 void fixture_check(mp_member *m);
 /* The same for the arena alone, under no mutex. */

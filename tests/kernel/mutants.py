@@ -127,10 +127,16 @@ MUTANTS: Final = (
         "if (0) {",
     ),
     Mutant(
+        "a publish keeps its pins",
+        "objects.c",
+        "        mp_unpin(m, items[i].entry, MP_ONE_OP);\n        items",
+        "        items",
+    ),
+    Mutant(
         "evict ignores pins",
         "objects.c",
-        "code = mp_pinned(e) ? MP_IS_PINNED : MP_OK;\n        atomic_store(",
-        "code = MP_OK;\n        atomic_store(",
+        "mp_code code = mp_pinned(e) ? MP_IS_PINNED : MP_OK;\n    atomic_store(",
+        "mp_code code = MP_OK;\n    atomic_store(",
     ),
     Mutant(
         "evict needs no disk copy",

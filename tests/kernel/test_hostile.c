@@ -48,7 +48,7 @@ static void clean(uint32_t entry, uint64_t birth, bool evict) {
     CHECK_EQ(mp_segment_reserve(&a, segment, 4096, &at), MP_OK);
     CHECK_EQ(mp_clean_claim(&a, entry, birth, &offset, &size), MP_OK);
     mp_place place = {.offset = at, .length = 4096, .segment = segment};
-    CHECK_EQ(mp_clean_publish(&a, entry, birth, &place, evict), MP_OK);
+    CHECK_EQ(fixture_publish(&a, entry, birth, &place, evict), MP_OK);
 }
 
 static void furnish(void) {
@@ -152,7 +152,7 @@ static void call_object(mp_member *m, uint32_t entry, uint64_t birth) {
     case 4:
         if (mp_clean_claim(m, entry, birth, &offset, &size) != MP_OK) break;
         place = (mp_place){.length = 4096, .segment = below(8)};
-        mp_clean_publish(m, entry, birth, &place, below(2));
+        fixture_publish(m, entry, birth, &place, below(2));
         break;
     case 5: mp_evict(m, entry, birth); break;
     case 6: {

@@ -68,7 +68,7 @@ static void spill(mp_member *m, object o) {
     CHECK_EQ(mp_segment_reserve(m, segment, 4096, &place.offset), MP_OK);
     place.segment = segment;
     CHECK_EQ(mp_clean_claim(m, o.entry, o.birth, &offset, &size), MP_OK);
-    CHECK_EQ(mp_clean_publish(m, o.entry, o.birth, &place, true), MP_OK);
+    CHECK_EQ(fixture_publish(m, o.entry, o.birth, &place, true), MP_OK);
     mp_segment_close(m, segment);
     CHECK_EQ(mp_state(m, o.entry, o.birth), MP_IS_SPILLED);
 }
@@ -183,9 +183,45 @@ static void a_death_while_cleaning(void) {
     b_deletes();
     CHECK_EQ(seen, MP_OK);
     CHECK_EQ(a.entries[target.entry].extent, 1); /* pinned: it stays */
-    CHECK_EQ(mp_clean_publish(&a, target.entry, target.birth, &place, true), MP_NOT_FOUND);
+    CHECK_EQ(fixture_publish(&a, target.entry, target.birth, &place, true), MP_NOT_FOUND);
     CHECK_EQ(a.entries[target.entry].extent, 0);
     CHECK_EQ(atomic_load(&a.entries[target.entry].place.segment), 0);
+    close_store();
+}
+
+/* Each item of a batch meets its own fate: evicted, kept, dead, in use, refused. */
+static void one_hold_publishes_many(void) {
+    static const mp_code codes[] = {MP_OK, MP_OK, MP_NOT_FOUND, MP_IS_PINNED, MP_INVALID};
+    static const mp_code states[] = {MP_IS_SPILLED, MP_OK, MP_IS_DELETED, MP_OK, MP_OK};
+    mp_cleaned items[5];
+    uint64_t offset, size, id;
+    uint32_t segment, closed;
+    open_store();
+    CHECK_EQ(mp_segment_open(&a, 0, &closed, &id), MP_OK);
+    mp_segment_close(&a, closed);
+    CHECK_EQ(mp_segment_open(&a, 0, &segment, &id), MP_OK);
+    for (uint32_t i = 0; i < 5; i++) {
+        object o = make(&a, 1000);
+        items[i] = (mp_cleaned){.place = {.length = 4096}, .birth = o.birth, .entry = o.entry, .evict = i != 1};
+        CHECK_EQ(mp_segment_reserve(&a, segment, 4096, &items[i].place.offset), MP_OK);
+        items[i].place.segment = i == 4 ? closed : segment;
+        CHECK_EQ(mp_clean_claim(&a, o.entry, o.birth, &offset, &size), MP_OK);
+    }
+    target = (object){items[2].entry, items[2].birth};
+    b_deletes();
+    target = (object){items[3].entry, items[3].birth};
+    b_views();
+    CHECK_EQ(mp_clean_publish(&a, items, 5), MP_OK);
+    for (uint32_t i = 0; i < 5; i++) {
+        object o = {items[i].entry, items[i].birth};
+        CHECK_EQ(items[i].code, codes[i]);
+        CHECK_EQ(mp_state(&a, o.entry, o.birth), states[i]);
+        CHECK(!pinned_by(&a, o));
+        CHECK_EQ(a.entries[o.entry].extent, i != 0 && i != 2);
+    }
+    CHECK_EQ(a.segments[segment].live, 3 * 4096);
+    mp_unpin(&b, target.entry, MP_ONE_VIEW);
+    mp_segment_close(&a, segment);
     close_store();
 }
 
@@ -586,6 +622,7 @@ int main(int argc, char **argv) {
     RUN(a_reader_sees_an_eviction);
     RUN(a_claim_looks_twice);
     RUN(a_death_while_cleaning);
+    RUN(one_hold_publishes_many);
     RUN(delete_meets_unpin);
     RUN(the_last_unpin_frees_garbage);
     RUN(seal_after_delete);

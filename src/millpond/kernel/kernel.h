@@ -182,8 +182,18 @@ mp_code mp_state(mp_member *m, uint32_t entry, uint64_t birth); /* MP_OK = resid
 /* Cleaning: claim pins (one operation) a RESIDENT entry that nobody uses. MP_TAKEN: it has a place already
  * and is not pinned: evict it. */
 mp_code mp_clean_claim(mp_member *m, uint32_t entry, uint64_t birth, uint64_t *offset, uint64_t *size);
-/* Records the place, ends the pin, evicts if asked and possible. MP_IS_PINNED: clean, not evicted. */
-mp_code mp_clean_publish(mp_member *m, uint32_t entry, uint64_t birth, const mp_place *place, bool evict);
+/* A claimed entry whose record is on disk. code: MP_IS_PINNED: clean, not evicted; MP_NOT_FOUND: it died. */
+typedef struct mp_cleaned {
+    mp_place place;
+    uint64_t birth;
+    uint32_t entry;
+    mp_code code; /* out */
+    bool evict;   /* in: asked for; out: tried */
+} mp_cleaned;
+#define MP_CLEANED_MAX 64u /* some 10 us a hold */
+/* Records the places of at most MP_CLEANED_MAX items in one hold, ends their pins in any case, and evicts what is
+ * asked for and possible in another hold. Not MP_OK: the mutex was not to be had. */
+mp_code mp_clean_publish(mp_member *m, mp_cleaned *items, uint32_t count);
 void mp_clean_cancel(mp_member *m, uint32_t entry);
 mp_code mp_evict(mp_member *m, uint32_t entry, uint64_t birth); /* a clean, unpinned entry */
 

@@ -230,38 +230,51 @@ mp_code mp_clean_claim(mp_member *m, uint32_t entry, uint64_t birth, uint64_t *o
 
 void mp_clean_cancel(mp_member *m, uint32_t entry) { mp_unpin(m, entry, MP_ONE_OP); }
 
-mp_code mp_clean_publish(mp_member *m, uint32_t entry, uint64_t birth, const mp_place *place, bool evict) {
-    mp_entry *e = &m->entries[entry];
-    mp_code code = mp_lock(m, -1);
-    if (code == MP_OK) {
-        if (!resident(e, birth))
-            code = MP_NOT_FOUND; /* it died while it was written: the record is dead space */
-        else if (atomic_load(&e->place.segment) == 0)
-            code = record_place(m, e, place);
-        mp_unlock(m);
-    }
-    mp_unpin(m, entry, MP_ONE_OP);
-    return code == MP_OK && evict ? mp_evict(m, entry, birth) : code;
+/* The place of a claimed entry. Mutex held. MP_NOT_FOUND: it died while it was written, the record is dead space. */
+static mp_code clean_locked(mp_member *m, const mp_cleaned *c) {
+    mp_entry *e = &m->entries[c->entry];
+    if (!resident(e, c->birth)) return MP_NOT_FOUND;
+    return atomic_load(&e->place.segment) == 0 ? record_place(m, e, &c->place) : MP_OK;
 }
 
-/* PAIR pin-evict: store EVICTING, then read the pins, both seq_cst. */
+/* Mutex held. PAIR pin-evict: store EVICTING, then read the pins, both seq_cst. */
+static mp_code evict_locked(mp_member *m, uint32_t entry, uint64_t birth) {
+    mp_entry *e = &m->entries[entry];
+    if (!resident(e, birth) || !atomic_load(&e->place.segment)) return MP_NOT_FOUND;
+    atomic_store(&e->control, mp_word(birth, MP_EVICTING));
+    MP_FAILPOINT("evict.evicting");
+    mp_code code = mp_pinned(e) ? MP_IS_PINNED : MP_OK;
+    atomic_store(&e->control, mp_word(birth, code == MP_OK ? MP_SPILLED : MP_RESIDENT));
+    MP_FAILPOINT("evict.spilled");
+    if (code != MP_OK) return code;
+    e->extent = 0;
+    mp_arena_free(m, atomic_load(&e->offset), atomic_load(&e->size), e->span);
+    return MP_OK;
+}
+
+/* Between the two holds the pins end, each of which may bury: that takes the mutex itself. */
+mp_code mp_clean_publish(mp_member *m, mp_cleaned *items, uint32_t count) {
+    bool evict = false;
+    mp_code code = mp_lock(m, -1);
+    for (uint32_t i = 0; i < count; i++) items[i].code = code == MP_OK ? clean_locked(m, &items[i]) : code;
+    if (code == MP_OK) mp_unlock(m);
+    for (uint32_t i = 0; i < count; i++) {
+        mp_unpin(m, items[i].entry, MP_ONE_OP);
+        items[i].evict = items[i].evict && items[i].code == MP_OK;
+        evict = evict || items[i].evict;
+    }
+    if (!evict) return code;
+    code = mp_lock(m, -1);
+    for (uint32_t i = 0; i < count; i++)
+        if (items[i].evict) items[i].code = code == MP_OK ? evict_locked(m, items[i].entry, items[i].birth) : code;
+    if (code == MP_OK) mp_unlock(m);
+    return code;
+}
+
 mp_code mp_evict(mp_member *m, uint32_t entry, uint64_t birth) {
     mp_code code = mp_lock(m, -1);
     if (code != MP_OK) return code;
-    mp_entry *e = &m->entries[entry];
-    if (!resident(e, birth) || !atomic_load(&e->place.segment))
-        code = MP_NOT_FOUND;
-    else {
-        atomic_store(&e->control, mp_word(birth, MP_EVICTING));
-        MP_FAILPOINT("evict.evicting");
-        code = mp_pinned(e) ? MP_IS_PINNED : MP_OK;
-        atomic_store(&e->control, mp_word(birth, code == MP_OK ? MP_SPILLED : MP_RESIDENT));
-        MP_FAILPOINT("evict.spilled");
-        if (code == MP_OK) {
-            e->extent = 0;
-            mp_arena_free(m, atomic_load(&e->offset), atomic_load(&e->size), e->span);
-        }
-    }
+    code = evict_locked(m, entry, birth);
     mp_unlock(m);
     return code;
 }
