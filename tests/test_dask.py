@@ -148,7 +148,7 @@ def test_a_killed_worker_leaves_nothing(client: Client, store: millpond.Store, w
     moved = client.submit(daskjobs.identity, kept, workers=second)
     alone = client.submit(daskjobs.ones, BIG + 1, workers=first, allow_other_workers=True)
     wait([kept, moved, alone])
-    assert holders(store) == [1, 2]
+    wait_until(lambda: holders(store) == [1, 2])
     os.kill(client.run(daskjobs.pid, workers=[first])[first], signal.SIGKILL)
     assert client.submit(daskjobs.total, moved, pure=False).result() == (BIG, False)
     assert client.submit(daskjobs.total, alone, pure=False).result() == (BIG + 1, False)  # made again

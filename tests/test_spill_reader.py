@@ -263,7 +263,7 @@ def test_wrong_bytes_are_read_a_second_time(
     assert stored.read() == stored.value
     system.reads, system.wrong = 0, 100
     assert stored.is_lost()
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 @pytest.mark.parametrize(

@@ -151,11 +151,47 @@ static void punched_bytes_are_a_total(void) {
     close_store();
 }
 
+static void segments_live_as_long_as_their_records(void) {
+    uint32_t segment;
+    uint64_t id, offset, limit = 10000;
+    mp_segment copy;
+    open_store();
+    CHECK_EQ(mp_segment_open(&a, 3, &segment, &id), MP_OK);
+    mp_set_limits(&a, NULL, &limit, NULL);
+    CHECK_EQ(mp_segment_reserve(&b, segment, 100, &offset), MP_INVALID); /* not its own */
+    CHECK_EQ(mp_segment_reserve(&a, segment, 4096, &offset), MP_OK);
+    CHECK_EQ(mp_segment_reserve(&a, segment, 4096, &offset), MP_OK);
+    CHECK_EQ(offset, 4096);
+    CHECK_EQ(mp_segment_reserve(&a, segment, 4096, &offset), MP_DISK_LIMIT);
+    object o;
+    CHECK_EQ(mp_draft_bare(&a, 4000, &o.entry, &o.birth), MP_OK);
+    mp_place place = {.offset = 4096, .length = 4096, .checksum = 5, .segment = segment};
+    CHECK_EQ(mp_settle(&a, o.entry, o.birth, &place), MP_OK);
+    CHECK_EQ(mp_segment_punched(&a, segment, id, 4096), MP_NOT_FOUND); /* still OPEN: more may come */
+    mp_segment_close(&a, segment);
+    CHECK_EQ(mp_segment_punched(&b, segment, id, 4096), MP_OK);
+    CHECK_EQ(mp_segment_punched(&a, segment, id, 4096), MP_OK); /* the total, again */
+    CHECK_EQ(mp_segment_punched(&a, segment, id, 8193), MP_NOT_FOUND); /* more than there is */
+    CHECK_EQ(a.header->disk_bytes, 4096);
+    CHECK_EQ(mp_segment_dead(&a, 0), 0);
+    CHECK_EQ(mp_segment_forget(&a, segment, id), MP_NOT_FOUND);
+    CHECK_EQ(mp_segment_read(&b, segment, &copy), MP_OK);
+    CHECK(copy.live == 4096 && copy.directory == 3 && copy.id == id);
+    fixture_check(&a);
+    CHECK_EQ(mp_drop(&a, o.entry, -1), MP_OK);
+    CHECK_EQ(mp_segment_dead(&a, 0), segment);
+    CHECK_EQ(mp_segment_forget(&a, segment, id + 1), MP_NOT_FOUND);
+    CHECK_EQ(mp_segment_forget(&a, segment, id), MP_OK);
+    CHECK_EQ(a.header->disk_bytes, 0);
+    close_store();
+}
+
 int main(int argc, char **argv) {
     check_arguments(argc, argv);
     RUN(a_record_moves_to_another_segment);
     RUN(a_move_that_was_decided_is_finished);
     RUN(pages_of_records_are_live);
     RUN(punched_bytes_are_a_total);
+    RUN(segments_live_as_long_as_their_records);
     return 0;
 }

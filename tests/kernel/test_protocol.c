@@ -128,15 +128,6 @@ static void eviction_sees_a_pin(void) {
     close_store();
 }
 
-static void only_what_is_clean_is_evicted(void) {
-    open_store();
-    object o = make(&a, 1000);
-    CHECK_EQ(mp_evict(&b, o.entry, o.birth), MP_NOT_FOUND);
-    CHECK_EQ(mp_state(&a, o.entry, o.birth), MP_OK);
-    CHECK_EQ(mp_drop(&a, o.entry, -1), MP_OK);
-    close_store();
-}
-
 /* The eviction first: a reader in its middle goes away again, and the eviction succeeds. */
 static void a_reader_sees_an_eviction(void) {
     uint64_t offset, size;
@@ -465,18 +456,6 @@ static void hand_offs_hold(void) {
     close_store();
 }
 
-static void a_hand_off_for_ever(void) {
-    uint32_t token;
-    open_store();
-    object o = make(&a, 100);
-    CHECK_EQ(mp_token_issue(&a, o.entry, o.birth, 1, 0, 11, &token), MP_OK);
-    CHECK_EQ(mp_drop(&a, o.entry, -1), MP_OK);
-    CHECK_EQ(mp_token_expire(&a, UINT64_MAX), 0);
-    CHECK_EQ(mp_token_load(&b, token, 11, o.entry, o.birth), MP_OK);
-    mp_drop_all(&b);
-    close_store();
-}
-
 static void names_hold(void) {
     uint32_t entry;
     uint64_t birth;
@@ -507,41 +486,6 @@ static void names_hold(void) {
 }
 
 /* --- disk --- */
-
-static void segments_live_as_long_as_their_records(void) {
-    uint32_t segment;
-    uint64_t id, offset, limit = 10000;
-    mp_segment copy;
-    open_store();
-    CHECK_EQ(mp_segment_open(&a, 3, &segment, &id), MP_OK);
-    mp_set_limits(&a, NULL, &limit, NULL);
-    CHECK_EQ(mp_segment_reserve(&b, segment, 100, &offset), MP_INVALID); /* not its own */
-    CHECK_EQ(mp_segment_reserve(&a, segment, 4096, &offset), MP_OK);
-    CHECK_EQ(mp_segment_reserve(&a, segment, 4096, &offset), MP_OK);
-    CHECK_EQ(offset, 4096);
-    CHECK_EQ(mp_segment_reserve(&a, segment, 4096, &offset), MP_DISK_LIMIT);
-    object o;
-    CHECK_EQ(mp_draft_bare(&a, 4000, &o.entry, &o.birth), MP_OK);
-    mp_place place = {.offset = 4096, .length = 4096, .checksum = 5, .segment = segment};
-    CHECK_EQ(mp_settle(&a, o.entry, o.birth, &place), MP_OK);
-    CHECK_EQ(mp_segment_punched(&a, segment, id, 4096), MP_NOT_FOUND); /* still OPEN: more may come */
-    mp_segment_close(&a, segment);
-    CHECK_EQ(mp_segment_punched(&b, segment, id, 4096), MP_OK);
-    CHECK_EQ(mp_segment_punched(&a, segment, id, 4096), MP_OK); /* the total, again */
-    CHECK_EQ(mp_segment_punched(&a, segment, id, 8193), MP_NOT_FOUND); /* more than there is */
-    CHECK_EQ(a.header->disk_bytes, 4096);
-    CHECK_EQ(mp_segment_dead(&a, 0), 0);
-    CHECK_EQ(mp_segment_forget(&a, segment, id), MP_NOT_FOUND);
-    CHECK_EQ(mp_segment_read(&b, segment, &copy), MP_OK);
-    CHECK(copy.live == 4096 && copy.directory == 3 && copy.id == id);
-    fixture_check(&a);
-    CHECK_EQ(mp_drop(&a, o.entry, -1), MP_OK);
-    CHECK_EQ(mp_segment_dead(&a, 0), segment);
-    CHECK_EQ(mp_segment_forget(&a, segment, id + 1), MP_NOT_FOUND);
-    CHECK_EQ(mp_segment_forget(&a, segment, id), MP_OK);
-    CHECK_EQ(a.header->disk_bytes, 0);
-    close_store();
-}
 
 static void a_lost_value_says_so(void) {
     uint64_t offset;
@@ -618,7 +562,6 @@ static void a_reaped_member_is_told(void) {
 int main(int argc, char **argv) {
     check_arguments(argc, argv);
     RUN(eviction_sees_a_pin);
-    RUN(only_what_is_clean_is_evicted);
     RUN(a_reader_sees_an_eviction);
     RUN(a_claim_looks_twice);
     RUN(a_death_while_cleaning);
@@ -636,9 +579,7 @@ int main(int argc, char **argv) {
     RUN(a_put_off_drop);
     RUN(a_stale_ref_is_refused);
     RUN(hand_offs_hold);
-    RUN(a_hand_off_for_ever);
     RUN(names_hold);
-    RUN(segments_live_as_long_as_their_records);
     RUN(a_lost_value_says_so);
     RUN(pools_say_which_is_full);
     RUN(there_are_so_many_slots);

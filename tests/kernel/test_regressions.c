@@ -136,6 +136,28 @@ static void a_nonce_of_zero_opens_nothing(void) {
     close_store();
 }
 
+static void a_hand_off_for_ever_does_not_lapse(void) {
+    uint32_t token;
+    uint64_t birth;
+    open_store();
+    uint32_t entry = make(&a, &birth);
+    CHECK_EQ(mp_token_issue(&a, entry, birth, 1, 0, 11, &token), MP_OK);
+    CHECK_EQ(mp_drop(&a, entry, -1), MP_OK);
+    CHECK_EQ(mp_token_expire(&a, UINT64_MAX), 0);
+    CHECK_EQ(mp_token_load(&b, token, 11, entry, birth), MP_OK);
+    mp_drop_all(&b);
+    close_store();
+}
+
+static void only_what_is_clean_is_evicted(void) {
+    uint64_t birth;
+    open_store();
+    uint32_t entry = make(&a, &birth);
+    CHECK_EQ(mp_evict(&b, entry, birth), MP_NOT_FOUND);
+    CHECK_EQ(mp_state(&a, entry, birth), MP_OK);
+    close_store();
+}
+
 int main(int argc, char **argv) {
     check_arguments(argc, argv);
     RUN(pools_may_grow_during_a_rebuild);
@@ -143,5 +165,7 @@ int main(int argc, char **argv) {
     RUN(a_closed_writer_abandons);
     RUN(put_off_drops_wait_once);
     RUN(a_nonce_of_zero_opens_nothing);
+    RUN(a_hand_off_for_ever_does_not_lapse);
+    RUN(only_what_is_clean_is_evicted);
     return 0;
 }
