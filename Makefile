@@ -102,6 +102,8 @@ bench-engines: venv ## moves between Dask workers, a shuffle of 4 GiB under 1 Gi
 
 bench: venv ## run the benchmarks; tables on the screen, JSON in benchmarks/results
 	$(BIN)/python benchmarks/small.py
+	$(BIN)/python benchmarks/large.py
+	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/references.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/moving.py

@@ -58,6 +58,11 @@ def figures(contestants: dict[str, Callable[[], float]], rounds: int = 5) -> dic
     return samples
 
 
+def timings(contestants: dict[str, Callable[[], float]], rounds: int = 5) -> dict[str, Timing]:
+    """The same, summed up."""
+    return {name: Timing.of(samples) for name, samples in figures(contestants, rounds).items()}
+
+
 def ratios(parts: Sequence[float], wholes: Sequence[float]) -> list[float]:
     """The ratio in each round: what disturbs a round disturbs both."""
     return [part / whole for part, whole in zip(parts, wholes, strict=True)]

@@ -16,7 +16,7 @@ import sys
 import time
 
 import numpy as np
-from harness import Timing, machine, markdown, race, race_once, save
+from harness import Timing, machine, markdown, race, save, timings
 
 import millpond
 
@@ -47,8 +47,8 @@ def puts(store: millpond.Store, rounds: int) -> dict[str, Timing]:
     for _ in range(2):
         copy()
         time_put(store, array)
-    timings = race_once({"put": lambda: time_put(store, array), "copyto": copy}, rounds)
-    return {**timings, "first put": Timing.of([first])}
+    timed = timings({"put": lambda: time_put(store, array), "copyto": copy}, rounds)
+    return {**timed, "first put": Timing.of([first])}
 
 
 def build(store: millpond.Store, nbytes: int) -> None:
@@ -76,7 +76,7 @@ def main() -> None:
         for nbytes in BUILD_BYTES:
             build(store, nbytes)  # warm
         built = race({f"{nbytes:,}": lambda nbytes=nbytes: build(store, nbytes) for nbytes in BUILD_BYTES})
-    starts = race_once({name: lambda name=name: start(name) for name in ("numpy", "millpond")}, args.rounds)
+    starts = timings({name: lambda name=name: start(name) for name in ("numpy", "millpond")}, args.rounds)
     rows = [
         [
             f"put {PUT_BYTES >> 20} MiB, steady",

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from harness import Timing, machine, markdown, race_once, save
+from harness import Timing, machine, markdown, save, timings
 
 import millpond
 
@@ -86,11 +86,11 @@ def objects(store: millpond.Store, many: int) -> tuple[dict[str, dict[str, Timin
     results, overhead = {}, 0.0
     for what, value in (("dict", VALUE), ("array of 100 B", np.arange(12.0))):
         few = [store.put(value) for _ in range(FEW)]
-        among_few = race_once({"get": reads(store, few), "put": puts(store), "loads": loads(FEW)}, 7)
+        among_few = timings({"get": reads(store, few), "put": puts(store), "loads": loads(FEW)}, 7)
         before = store.stats()
         refs = [store.put(value) for _ in range(many)]
         after = store.stats()
-        among_many = race_once({"get": reads(store, refs), "put": puts(store), "loads": loads(many)}, 7)
+        among_many = timings({"get": reads(store, refs), "put": puts(store), "loads": loads(many)}, 7)
         results[what] = {f"{key}, {FEW:,}": timing for key, timing in among_few.items()}
         results[what].update({f"{key}, {many:,}": timing for key, timing in among_many.items()})
         taken = after.table_bytes - before.table_bytes + after.live_bytes - before.live_bytes
@@ -140,7 +140,7 @@ def processes(store: millpond.Store) -> dict[str, Timing]:
         data = pickle.dumps(VALUE)
         return lambda: (pickle.dumps(VALUE), pickle.loads(data), dict(VALUE))
 
-    return race_once(
+    return timings(
         {
             "store": lambda: together(stored, 2) / together(stored, 1),
             "private": lambda: together(private, 2) / together(private, 1),
@@ -203,8 +203,8 @@ def main() -> None:
         two, many = processes(store), members(store, args.members)
     rows = [
         [f"{what}: {key}", f"{timing.median * 1e6:.2f} us"]
-        for what, timings in access.items()
-        for key, timing in timings.items()
+        for what, found in access.items()
+        for key, timing in found.items()
     ]
     rows += [
         ["memory for each object beyond its bytes", f"{overhead:.0f} B"],
