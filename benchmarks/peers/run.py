@@ -3,7 +3,7 @@
 Every peer runs in an environment of its own, which `make bench-peers` makes; one that cannot be had is left
 out, and the table says so. Prints Markdown; keeps JSON and a plot of get latency against size.
 
-Run: python benchmarks/peers/run.py NAME=PYTHON ... [--rounds 7] [--plot docs/images/get-latency.svg]
+Run: python benchmarks/peers/run.py NAME=PYTHON ... [--rounds 7] [--plot docs/pictures/get-latency.svg]
 """
 
 from __future__ import annotations
