@@ -59,13 +59,8 @@ test: venv failpoints ## run the tests (ARGS="-k name" to choose)
 nightly: venv failpoints ## the tests that sample, in full: every hit of every failpoint, 2000 examples of the model
 	MILLPOND_NIGHTLY=1 $(BIN)/pytest $(ARGS)
 
-proof: venv failpoints ## everything that is sampled elsewhere, in full, with its counts (under an hour)
-	$(MAKE) -C tests/kernel test
-	MP_ROUNDS=1000000 build/kernel-tests/plain/test_hostile
-	$(BIN)/python tests/kernel/mutants.py
-	cd tests && ../$(BIN)/python -m explorer
-	MILLPOND_NIGHTLY=1 $(BIN)/pytest tests/test_failpoints.py tests/test_model.py
-	$(BIN)/python tests/storm.py --seconds 300
+proof: venv failpoints ## everything that is sampled elsewhere, in full, with a table of its counts (under an hour; PARTS="storm" for some)
+	$(BIN)/python tests/proof.py $(PARTS)
 
 storm: venv ## half an hour of kills and stops over eight processes
 	$(BIN)/python tests/storm.py --seconds 1800

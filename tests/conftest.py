@@ -1,6 +1,7 @@
 """A pond for each test that wants one: a registry and a spill directory of its own, stores and workers.
 
 After the test nothing may be left: no object, hand-off, member, disk byte, file, descriptor or thread.
+And a tally, for tests that count: pytest --counts FILE writes it there (see proof).
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import threading
+from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -16,8 +18,29 @@ import pytest
 import millpond
 from millpond.eviction import limits
 from ponds import Pond
+from proof import write_counts
 
 _failed = pytest.StashKey[bool]()
+_tally: Counter[str] = Counter()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--counts", type=Path, help="where to write what the tests have counted, as JSON")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for what, count in _tally.items():
+        terminalreporter.write_line(f"{count} {what}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    write_counts(session.config.getoption("--counts"), _tally, session.testsfailed)
+
+
+@pytest.fixture
+def tally() -> Counter[str]:
+    """What the tests of this run have counted so far, by name."""
+    return _tally
 
 
 @pytest.hookimpl(wrapper=True)

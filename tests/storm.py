@@ -6,7 +6,8 @@ nothing may be left in it: no object, no byte of memory in use, no file, no memb
 A soak is many rounds in one store: what this process has (memory, descriptors, threads) and what the table
 has taken must be the same after the last round as after the first.
 
-Run: python tests/storm.py [--seconds 60] [--rounds 1] [--processes 8] [--memory 64MiB] [--no-kill] [--seed N]
+Run: python tests/storm.py [--seconds 60] [--rounds 1] [--processes 8] [--memory 64MiB] [--no-kill]
+    [--seed N] [--counts FILE]
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import psutil
 import millpond
 from history import Recorder, Verdict, check, read
 from ponds import residue
+from proof import write_counts
 from workers import wait_until
 
 NAMES = 48
@@ -234,6 +236,7 @@ def main() -> int:
     parser.add_argument("--memory", default="64MiB")
     parser.add_argument("--no-kill", action="store_true")
     parser.add_argument("--seed", type=int, default=time.time_ns())
+    parser.add_argument("--counts", type=Path)
     args = parser.parse_args()
     outcomes = run(args.seconds, args.processes, args.memory, not args.no_kill, args.seed, args.rounds)
     for outcome in outcomes:
@@ -244,6 +247,8 @@ def main() -> int:
         f"{gets} gets checked, {refusals} refused, {kills} kills, {stops} stops, "
         f"{args.rounds} times {args.seconds:g} s, seed {args.seed}: {violations} violations"
     )
+    counts = {"gets checked": gets, "kills at random": kills, "stops at random": stops}
+    write_counts(args.counts, counts, violations)
     return 1 if violations else 0
 
 

@@ -13,6 +13,7 @@ import os
 import pickle
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -335,7 +336,7 @@ def test_the_hits_that_are_chosen() -> None:
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.act.__name__)
-def test_kill(pond: Pond, page: Page, operation: Operation) -> None:
+def test_kill(pond: Pond, page: Page, operation: Operation, tally: Counter[str]) -> None:
     survivor = Survivor(pond, pond.worker(program=True), operation)
     survivor.run(page, page.forget)
     reached = page.hits()
@@ -351,4 +352,4 @@ def test_kill(pond: Pond, page: Page, operation: Operation) -> None:
     # a pool grows once; how often something is done may differ from run to run
     assert {point for point, hit in missed if hit == 1} <= {"pool.populated"}, missed
     survivor.close()
-    print(f"{deaths - len(missed)} deaths at {len(reached)} failpoints")
+    tally["kill -9 at a failpoint, from Python"] += deaths - len(missed)

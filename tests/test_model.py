@@ -13,6 +13,7 @@ import pickle
 import signal
 import socket
 import uuid
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -41,6 +42,7 @@ SIZES = (0, 100, 5000, 9000, 70_000, 200_000)
 PICK = st.integers(0, 1 << 20)
 NAMES = st.sampled_from(["a", "b"])
 PR_SET_CHILD_SUBREAPER = 36
+EXAMPLES = 2000 if os.environ.get("MILLPOND_NIGHTLY") else 100
 
 
 def value_of(key: int) -> Any:
@@ -409,14 +411,14 @@ class _Namespace:
         self.views: dict[int, Any] = {}
 
 
-def test_the_store_does_what_its_model_does(pond: Pond) -> None:
+def test_the_store_does_what_its_model_does(pond: Pond, tally: Counter[str]) -> None:
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1)  # forks of killed processes become our children
     try:
         run_state_machine_as_test(
             type("Machine", (Machine,), {"pond": pond}),
             settings=settings(
-                max_examples=2000 if os.environ.get("MILLPOND_NIGHTLY") else 100,
+                max_examples=EXAMPLES,
                 stateful_step_count=40,
                 deadline=None,
                 database=None,
@@ -426,3 +428,4 @@ def test_the_store_does_what_its_model_does(pond: Pond) -> None:
         )
     finally:
         libc.prctl(PR_SET_CHILD_SUBREAPER, 0)
+    tally["examples of the model"] += EXAMPLES

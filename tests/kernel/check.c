@@ -6,7 +6,13 @@
 #include <time.h>
 #include <unistd.h>
 
-static const char *wanted, *current = "";
+#define COUNTS 16u
+
+static const char *wanted, *counts_path, *current = "";
+static struct {
+    const char *what;
+    uint64_t count;
+} counts[COUNTS];
 
 uint64_t check_seed(void) {
     static uint64_t seed;
@@ -26,11 +32,37 @@ _Noreturn void check_failed(const char *file, int line, const char *text, uint64
     _exit(1);
 }
 
-/* Before any thread is there, hence the seed is chosen here. */
-void check_arguments(int argc, char **argv) {
-    wanted = argc > 1 ? argv[1] : NULL;
-    (void)check_seed();
+void check_count(const char *what, uint64_t count) {
+    uint32_t i = 0;
+    while (i < COUNTS && counts[i].what && strcmp(counts[i].what, what) != 0) i++;
+    CHECK(i < COUNTS);
+    counts[i].what = what;
+    counts[i].count += count;
 }
+
+/* A program that fails or is killed does not come here: its counts are missing, which is seen. */
+static void write_counts(void) {
+    FILE *file = counts_path ? fopen(counts_path, "w") : NULL;
+    for (uint32_t i = 0; i < COUNTS && counts[i].what; i++) printf("   %" PRIu64 " %s\n", counts[i].count, counts[i].what);
+    if (!file) return;
+    fprintf(file, "{\"violations\": 0, \"counts\": {");
+    for (uint32_t i = 0; i < COUNTS && counts[i].what; i++)
+        fprintf(file, "%s\"%s\": %" PRIu64, i ? ", " : "", counts[i].what, counts[i].count);
+    fprintf(file, "}}\n");
+    fclose(file);
+}
+
+/* Before any thread is there, hence the seed is chosen here. Children end by _exit: they write no counts. */
+void check_arguments(int argc, char **argv) {
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--counts") == 0 && i + 1 < argc) counts_path = argv[++i];
+        else wanted = argv[i];
+    }
+    (void)check_seed();
+    atexit(write_counts);
+}
+
+bool check_everything(void) { return wanted == NULL; }
 
 void check_run(const char *name, void (*test)(void)) {
     struct timespec start, end;

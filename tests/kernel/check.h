@@ -43,6 +43,10 @@ _Noreturn void check_failed(const char *file, int line, const char *text, uint64
 /* Runs a test if its name contains the program's argument (or there is none). */
 void check_run(const char *name, void (*test)(void));
 #define RUN(test) check_run(#test, test)
+/* [NAME] [--counts FILE]: what was counted goes to FILE as JSON when the program ends (see tests/proof.py). */
 void check_arguments(int argc, char **argv);
+bool check_everything(void); /* no NAME was given */
+/* Adds to what this program has counted of `what`, which is a literal. */
+void check_count(const char *what, uint64_t count);
 
 #endif

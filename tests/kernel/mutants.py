@@ -4,11 +4,12 @@ Each mutant is one change of the sources; the tests are built and run against it
 one of them fails. A mutant that all of them pass has survived, and that is a gap in the tests.
 Not here: weakened memory orders, which x86 hides: the explorer has those (tests/explorer/mutants.py).
 
-Run: python tests/kernel/mutants.py [name ...]
+Run: python tests/kernel/mutants.py [name ...] [--counts FILE]
 """
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,9 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 HERE: Final = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+from proof import write_counts  # noqa: E402  (not a package: run by its path)
+
 KERNEL: Final = HERE.parents[1] / "src" / "millpond" / "kernel"
 PROGRAMS: Final = (
     "protocol", "regressions", "reaping", "edges", "fork", "queue", "moving", "places", "arena", "arena_repair", "step",
@@ -391,8 +395,13 @@ def make(kernel: Path, out: Path, *targets: Path) -> None:
     subprocess.run([*command, "CFLAGS=-O1 -g -Wno-error -Wno-unused"], check=True, capture_output=True)
 
 
-def main(names: list[str]) -> int:
+def main() -> int:
     """0: every mutant was caught."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--counts", type=Path)
+    args = parser.parse_args()
+    names = args.names
     survived, started = 0, time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
         built = Path(name) / "built"
@@ -406,8 +415,9 @@ def main(names: list[str]) -> int:
             survived += found is None
             print(f"{mutant.name:48} {mutant.file:12} {found or 'SURVIVED'}", flush=True)
     print(f"{len(names or MUTANTS)} mutants, {time.perf_counter() - started:.0f} s: {survived} survived")
+    write_counts(args.counts, {"mutants of the kernel": len(names or MUTANTS)}, survived)
     return 1 if survived else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

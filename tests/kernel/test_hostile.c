@@ -235,7 +235,7 @@ static void damaged_tables_are_survived(void) {
         for (uint32_t n = 0; n < CALLS; n++) call();
     }
     alarm(0);
-    printf("   %llu damaged tables\n", (unsigned long long)count);
+    check_count("damaged tables", count);
     restore_store();
     fixture_check(&a);
 }

@@ -343,7 +343,8 @@ static void a_stopped_holder_is_named(void) {
 static void every_failpoint_has_killed(void) {
     uint32_t missing = 0, all = 0;
     for (uint32_t i = 0; i < NAMES; i++) all += deaths[i];
-    printf("%u deaths at %u failpoints\n", all, (unsigned)NAMES);
+    check_count("kill -9 at a failpoint, in C", all);
+    check_count("failpoints", NAMES);
     for (uint32_t i = 0; i < NAMES; i++) {
         if (deaths[i] != 0) continue;
         fprintf(stderr, "nobody died at %s\n", names[i]);
@@ -369,7 +370,7 @@ static void every_step_is_as_the_table_says(void) {
 
 int main(int argc, char **argv) {
     check_arguments(argc, argv);
-    everything_ran = argc <= 1;
+    everything_ran = check_everything();
     processes_begin();
     failpoint_share();
     RUN(a_stopped_holder_is_named);
