@@ -11,7 +11,7 @@ SOURCES := setup.py $(shell find src/millpond -name '*.py' -o -name '*.pyi' -o -
 KERNEL := $(wildcard src/millpond/kernel/*.c)
 STRICT := -O2 -std=gnu11 -Wall -Wextra -Werror -fvisibility=hidden -pthread -Isrc/millpond/kernel
 
-.PHONY: help bench-engines venv demo test nightly check check-style check-types check-kernel check-instructions failpoints proof storm soak bench bench-peers stress clean
+.PHONY: help bench-engines venv wheel sdist demo test test-wheel test-sdist nightly check check-style check-types check-kernel check-instructions failpoints proof storm soak bench bench-peers stress clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,13 +34,37 @@ $(VENV)/dependencies: pyproject.toml
 	$(BIN)/pip install --quiet --requirement $@.txt
 	@touch $@
 
-# Installed as users get it, not in place. A module that was renamed must not live on in build/; objects may stay.
-$(VENV)/installed: $(VENV)/dependencies $(SOURCES)
-	@rm -rf build/lib.*/millpond/*/ build/lib.*/millpond/*.py
-	$(BIN)/pip install --quiet --no-deps --no-build-isolation --force-reinstall .
+# The wheel that users get. A module that was renamed must not live on in build/; objects may stay.
+$(VENV)/wheel/built: $(VENV)/dependencies $(SOURCES)
+	@rm -rf build/lib.*/millpond/*/ build/lib.*/millpond/*.py build/wheel $(VENV)/wheel
+	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
+	@PATH=$(abspath $(BIN)):$$PATH auditwheel repair --strip --wheel-dir $(VENV)/wheel build/wheel/*.whl \
+		> build/wheel/repair.log 2>&1 || { cat build/wheel/repair.log; exit 1; }
 	@touch $@
 
-venv: $(VENV)/installed ## make .venv and install millpond in it, with everything that tests need
+# What is tested is that wheel, not the source tree.
+$(VENV)/installed: $(VENV)/wheel/built
+	$(BIN)/pip install --quiet --no-deps --no-index --force-reinstall $(VENV)/wheel/*.whl
+	@touch $@
+
+venv: $(VENV)/installed ## make .venv and install millpond's wheel in it, with everything that tests need
+
+wheel: $(VENV)/wheel/built ## build the wheel, in dist/
+	@mkdir -p dist && cp $(VENV)/wheel/*.whl dist/ && ls dist/*.whl
+
+sdist: $(VENV)/dependencies ## build the source distribution, in dist/
+	$(BIN)/python -m build --sdist --no-isolation --outdir dist . > build/sdist.log
+	@ls dist/*.tar.gz
+
+test-wheel: $(VENV)/wheel/built ## the wheel in a new environment without a compiler: README's first example, the demo
+	$(BIN)/python tests/newcomer.py --python $(PYTHON) --environment build/newcomer $(VENV)/wheel/*.whl
+
+test-sdist: $(VENV)/wheel/built sdist ## a wheel made from the source distribution holds the same files
+	@rm -rf build/from-sdist
+	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/from-sdist dist/*.tar.gz
+	for wheel in $(VENV)/wheel build/from-sdist; do \
+		$(BIN)/python -m zipfile --list $$wheel/*.whl | awk '!/\/ / {print $$1}' | sort > $$wheel/files; done
+	diff $(VENV)/wheel/files build/from-sdist/files && echo "$$(wc -l < build/from-sdist/files) files"
 
 build/failpoints/built: $(VENV)/dependencies $(SOURCES)
 	@rm -rf build/failpoints/millpond/*/ build/failpoints/millpond/*.py
