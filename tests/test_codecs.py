@@ -100,7 +100,7 @@ def test_a_member_that_does_not_know_it(pond: Pond) -> None:
     before = states(store, [store.lookup(name) for name in "abcde"])
     assert before == ["spilled"] * 5
     member = pond.member(store)
-    with pytest.raises(millpond.SpillError, match=r"number 200.*register_codec.*stays on disk"):
+    with pytest.raises(millpond.SpillError, match=r"object.*number 200.*register_codec.*on disk: .*seg"):
         member.run(read_all)
     assert member.run(put_and_spill), "what it spills is not compressed"
     member.run(register)

@@ -159,6 +159,34 @@ def test_files_of_other_users_are_not_read(tmp_path: Path, monkeypatch: pytest.M
     assert error.value.errno == errno.ESTALE
 
 
+class Nameless(System):
+    """Has files without a name, or not; looks which names there are while one is written to."""
+
+    def __init__(self, directory: Path, refusal: int | None) -> None:
+        self.seen: list[Path] = []
+        self.opens = 0
+        self._directory, self._refusal = directory, refusal
+
+    def open(self, path: str, flags: int, mode: int = 0o600) -> int:
+        self.opens += 1
+        if self._refusal is not None and flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(self._refusal, "no files without a name")
+        return super().open(path, flags, mode)
+
+    def pwritev(self, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+        self.seen += self._directory.iterdir()
+        return super().pwritev(fd, buffers, offset)
+
+
+@pytest.mark.parametrize("refusal", [None, errno.EOPNOTSUPP, errno.EISDIR])
+def test_a_probe_that_is_killed_leaves_nothing_behind(tmp_path: Path, refusal: int | None) -> None:
+    """While it is written, the file has no name (any more)."""
+    system, before = Nameless(tmp_path, refusal), open_descriptors()
+    assert probe_direct(system, str(tmp_path)) == probe_direct(System(), str(tmp_path))
+    assert system.opens == (1 if refusal is None else 2)
+    assert system.seen == list(tmp_path.iterdir()) == [] and open_descriptors() == before
+
+
 def test_the_probe_leaves_nothing_behind(tmp_path: Path) -> None:
     before = open_descriptors()
     for system in (System(), NoDirect(at_open=True), NoDirect(at_open=False)):

@@ -474,7 +474,7 @@ def test_sweeping_twice_does_no_harm(place: Place) -> None:
 
 
 def test_a_file_that_cannot_be_removed_is_tried_again(tmp_path: Path) -> None:
-    system = Failing(errno.EIO, 2, ["unlink"])  # the first one is the probe's
+    system = Failing(errno.EIO, 1, ["unlink"])
     place = Place(tmp_path, system=system)
     batch = FakeBatch(place.table, [noise(OWN_FILE_MIN)])
     place.writer.clean(batch, evict=True)

@@ -10,16 +10,18 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import millpond
-from millpond.errors import StoreFullError
+from millpond import hot
+from millpond.errors import SpillError, StoreFullError
 from millpond.spill.directory import Directories
 from millpond.spill.disk import System, aligned_buffer
 from millpond.spill.segments import Segments
-from millpond.store import spiller
+from millpond.store import room, spiller
 from ponds import Pond, residue
 from spill_fakes import Failing, FakeTable
 from workers import wait_until
@@ -173,6 +175,67 @@ def test_errors_reach_the_put_and_are_logged_once(pond: Pond, caplog: pytest.Log
     assert [int(ref.get()[-1]) for ref in refs] == list(range(48))
 
 
+# --- Store.spill, which does the same in both turns ---
+
+
+def test_a_batch_is_prepared_while_another_is_written(pond: Pond, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    writers: set[str] = set()
+
+    def make(core: hot.Core, rows: Any, limit: int) -> hot.Batch:
+        made.append(len(rows))
+        return hot.Batch(core, rows, limit)
+
+    class Waits(System):
+        def pwritev(self, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+            writers.add(threading.current_thread().name)
+            wait_until(lambda: len(made) >= 2)
+            return super().pwritev(fd, buffers, offset)
+
+    monkeypatch.setattr(room, "BATCH_BYTES", 3 * MIB)
+    monkeypatch.setattr(room, "Batch", make)
+    store = pond.store("64MiB")
+    refs = [store.put(np.full(MIB // 8, i)) for i in range(12)]
+    exchange_system(store, Waits())
+    assert store.spill() >= 12 * MIB and {info.state for info in store.objects()} == {"spilled"}
+    assert made == [3] * 4 and "millpond-disk" in writers and len(writers) == 2
+    assert [thread for thread in threading.enumerate() if thread.name == "millpond-disk"] == []
+    assert [int(ref.get()[-1]) for ref in refs] == list(range(12)) and store.check() == []
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_a_spill_that_the_disk_refuses(pond: Pond, monkeypatch: pytest.MonkeyPatch, nth: int) -> None:
+    """Both threads end; what was written before counts, and the rest is where it was."""
+    monkeypatch.setattr(room, "BATCH_BYTES", MIB)
+    store = pond.store("64MiB")
+    refs = [store.put(np.full(MIB // 8, i)) for i in range(32)]
+    assert store._writer is not None
+    good, bad = store._writer._segments._system, Failing(errno.EIO, nth, ["pwritev"], for_ever=True)
+    exchange_system(store, bad)
+    if nth == 1:
+        with pytest.raises(SpillError) as refused:
+            store.spill()
+        assert refused.value.errno == errno.EIO
+    else:
+        assert store.spill() >= (nth - 1) * MIB
+    assert sum(info.state == "spilled" for info in store.objects()) == nth - 1
+    assert bad.failed <= 6, "no storm"
+    exchange_system(store, good)
+    store.spill()
+    assert {info.state for info in store.objects()} == {"spilled"}
+    assert [int(ref.get()[-1]) for ref in refs] == list(range(32)) and store.check() == []
+
+
+def test_batches_have_all_rows_in_order() -> None:
+    for sizes in ([], [1], [8], [9], [3, 3, 3, 3], [20, 1, 1, 30], [7, 1, 8, 1, 15, 16]):
+        rows = np.zeros(len(sizes), hot.CANDIDATE)
+        rows["size"], rows["entry"] = sizes, range(len(sizes))
+        found = room._batches(rows, 8)
+        assert [one for part in found for one in part["entry"]] == list(range(len(sizes)))
+        assert all(len(part) == 1 or part["size"][:-1].sum() < 8 + 8 for part in found)
+        assert all(len(part) for part in found)
+
+
 # --- forks and ends ---
 
 
@@ -231,7 +294,7 @@ def test_the_program_ends_in_the_middle(tmp_path: Path, count: int) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "MILLPOND_DIR": str(tmp_path / "r")}
     code = ENDS.format(directory=str(tmp_path / "spill"), count=count)
     command = [sys.executable, "-W", "error", "-c", code]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=5)
     assert (done.returncode, done.stderr) == (0, "")
     assert list(tmp_path.rglob("*.seg")) == []
 

@@ -120,6 +120,20 @@ def test_a_raised_limit_wakes(pond: Pond) -> None:
     assert len(refs) == 8
 
 
+def test_without_a_disk_nothing_is_ranked(pond: Pond, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits looks again and again: there is nothing to evict, however many objects there are."""
+    store, refs = fill(pond)
+    looks: list[float] = []
+    step, rank = store._room.make, store._room._evict_ranked
+    monkeypatch.setattr(store._room, "make", lambda size: (looks.append(time.monotonic()), step(size))[1])
+    monkeypatch.setattr(store._room, "_evict_ranked", lambda *_: pytest.fail("it has ranked"))
+    with pytest.raises(millpond.StoreFullError, match="spilling is off"):
+        store.put(np.zeros(MIB, "u1"), timeout=0.3)
+    store.configure(memory_limit="6MiB")
+    assert len(looks) > 2 and len(refs) == 8 and store.stats().over_limit
+    assert rank(MIB, False) == 0, "and there was nothing to find"
+
+
 def test_a_draft_waits_in_line(pond: Pond) -> None:
     store, refs = fill(pond)
     found: list[Any] = []

@@ -177,10 +177,9 @@ def probe_direct(system: System, directory: str) -> bool:
     Opening alone proves nothing: some filesystems refuse at the first write. Raises OSError when the
     directory cannot be written to at all.
     """
-    path = os.path.join(directory, f"probe-{os.getpid()}-{next(_probes)}")
     page = [aligned_buffer(PAGE)]
     try:
-        fd = open_new(system, path, direct=True)
+        fd = _open_probe(system, directory)
         try:
             return system.pwritev(fd, page, 0) == PAGE
         finally:
@@ -189,8 +188,21 @@ def probe_direct(system: System, directory: str) -> bool:
         if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
             return False
         raise
+
+
+def _open_probe(system: System, directory: str) -> int:
+    """A new file without a name: whoever is killed now leaves nothing behind. Where the filesystem has no
+    such files, one whose name is gone when this returns."""
+    try:
+        return system.open(directory, os.O_WRONLY | os.O_TMPFILE | os.O_DIRECT)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):  # open(2); the latter before Linux 3.11
+            raise
+    path = os.path.join(directory, f"probe-{os.getpid()}-{next(_probes)}")
+    try:
+        return open_new(system, path, direct=True)
     finally:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             system.unlink(path)  # open leaves the file behind when it refuses only the flag
 
 

@@ -340,8 +340,10 @@ class SpillReader:
         if codec is None:
             raise SpillError(
                 errno.ENOTSUP,
-                f"the object was compressed by the codec with number {number}, which this process does not "
-                "know: call millpond.register_codec with it. The object stays on disk",
+                f"object {wanted.entry}.{wanted.birth} of {wanted.size} bytes was compressed by the codec "
+                f"with number {number}, which this process does not know: call millpond.register_codec with "
+                "it. The object stays on disk",
+                self._file(wanted.place.segment)[0],
             )
         return codec
 

@@ -14,6 +14,8 @@ import gc
 import os
 import time
 import weakref
+from collections import deque
+from functools import partial
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,7 @@ from millpond.eviction.limits import headroom
 from millpond.eviction.named import Policy, numbered
 from millpond.eviction.ranking import Ranking
 from millpond.hot import BLOCK, Batch, Code, Core, Queued, Using
+from millpond.spill.overlap import Overlap
 from millpond.spill.segments import is_mine
 from millpond.store.spiller import Spiller
 from millpond.units import format_bytes
@@ -140,7 +143,7 @@ class Room:
     def _spill(self, nbytes: int) -> bool:
         """Evicts, beside the spiller; with nothing left to take, waits for what that one has taken."""
         if self._writer is None:
-            return self.evict(nbytes) > 0
+            return False
         seen = self.spiller.freed
         self.spiller.wake()
         return self.evict(nbytes) > 0 or self.spiller.await_step(seen)
@@ -150,6 +153,8 @@ class Room:
 
         Raises SpillError when the disk refuses and nothing could be freed.
         """
+        if self._writer is None:
+            return 0  # without a disk nothing is clean, nor can it be: those who wait look here often
         self._refuse_in_the_middle()
         with self._lock:
             return self._evict_ranked(nbytes, behind=False)
@@ -261,10 +266,38 @@ class Room:
                 return  # reported by whoever needs the room; nothing is lost
 
     def clean_and_evict(self, rows: np.ndarray[Any, Any]) -> int:
-        """Spills the given candidates as far as nobody uses them; the bytes freed."""
+        """Spills the given candidates as far as nobody uses them; the bytes freed.
+
+        Raises SpillError when the disk refuses and has taken nothing.
+        """
         self._refuse_in_the_middle()
         with self._lock:
-            return self._evict_rows(rows)
+            freed: int = self._core._evict(rows[rows["clean"] != 0])
+            return freed + self._evict_in_two(rows[rows["clean"] == 0])
+
+    def _evict_in_two(self, rows: np.ndarray[Any, Any]) -> int:
+        """Two threads take batches in turn: one is prepared and recorded while the other is written."""
+        parts = deque(_batches(rows, BATCH_BYTES))
+        freed: list[int] = []
+        refusals: list[SpillError] = []
+
+        def work(behind: bool) -> None:
+            try:
+                while (part := _next_of(parts)) is not None:
+                    freed.append(self._evict_rows(part, behind))
+            except SpillError as error:
+                refusals.append(error.with_traceback(None))  # this very frame is in it
+            finally:
+                parts.clear()  # what ends one ends the other after its batch
+
+        with Overlap[None]() as helper:
+            if len(parts) > 1:
+                helper.start(partial(work, True))
+            work(False)
+            helper.finish()
+        if refusals and not sum(freed):
+            raise refusals.pop(0)
+        return sum(freed)
 
     def full(self, size: int, refusal: SpillError | None = None) -> StoreFullError:
         """The error that says why there is no room, with numbers and the next step; `refusal`: the disk's."""
@@ -309,6 +342,22 @@ def _free(totals: dict[str, Any]) -> int:
 def _share(totals: dict[str, Any], nbytes: int) -> int:
     """What moving empties at a time: `nbytes`, or what makes it worth looking at every object."""
     return max(nbytes, min(BATCH_BYTES, int(totals["memory_limit"]) // 16))
+
+
+def _batches(rows: np.ndarray[Any, Any], nbytes: int) -> list[np.ndarray[Any, Any]]:
+    """`rows` in order, cut where the next `nbytes` are full; none is empty."""
+    ends = np.cumsum(rows["size"], dtype=np.uint64)
+    full = np.arange(nbytes, int(ends[-1]) if len(ends) else 0, nbytes, dtype=np.uint64)
+    cuts = np.unique(np.searchsorted(ends, full) + 1)
+    return [part for part in np.split(rows, cuts) if len(part)]
+
+
+def _next_of(parts: deque[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any] | None:
+    """The first that nobody has taken."""
+    try:
+        return parts.popleft()
+    except IndexError:
+        return None
 
 
 def _scattered(totals: dict[str, Any]) -> bool:
