@@ -88,6 +88,18 @@ def microseconds(timing: Timing) -> str:
     return f"{timing.median * 1e6:.3g} ({timing.low * 1e6:.3g}-{timing.high * 1e6:.3g})"
 
 
+def gigabytes(rates: Sequence[float]) -> str:
+    """Rates in bytes per second, one for each round: median, slowest and fastest in GB/s."""
+    rate = Timing.of(rates)
+    return f"{rate.median / 1e9:.2f} ({rate.low / 1e9:.2f}-{rate.high / 1e9:.2f})"
+
+
+def share(parts: Sequence[float], wholes: Sequence[float]) -> str:
+    """Median, lowest and highest of the rounds' ratios."""
+    ratio = Timing.of(ratios(parts, wholes))
+    return f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
+
+
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = ["| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows]]

@@ -15,14 +15,13 @@ import argparse
 import mmap
 import os
 import random
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from disk import Disk
-from harness import Timing, figures, machine, markdown, microseconds, ratios, save
+from disk import Disk, arguments, measure
+from harness import Timing, figures, gigabytes, markdown, microseconds, ratios, share
 
 import millpond
 
@@ -118,18 +117,6 @@ class Page:
         return Timing.of(samples).median
 
 
-def show(rates: list[float]) -> str:
-    """Median, slowest and fastest round in GB/s."""
-    rate = Timing.of(rates)
-    return f"{rate.median / 1e9:.2f} ({rate.low / 1e9:.2f}-{rate.high / 1e9:.2f})"
-
-
-def share(parts: list[float], wholes: list[float]) -> str:
-    """Median, lowest and highest of the rounds' ratios."""
-    ratio = Timing.of(ratios(parts, wholes))
-    return f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
-
-
 def measure_noise(args: argparse.Namespace, directory: Path) -> dict[str, list[float]]:
     """Large arrays."""
     with millpond.Store(memory_limit=args.memory, spill_dir=directory) as store:
@@ -149,7 +136,7 @@ def measure_noise(args: argparse.Namespace, directory: Path) -> dict[str, list[f
         disk.clear()
     plain = rates["disk"]
     rows = [
-        [what, show(rates[name]), share(rates[name], plain)]
+        [what, gigabytes(rates[name]), share(rates[name], plain)]
         for what, name in (
             ("the disk", "disk"),
             ("get one by one", "get"),
@@ -179,13 +166,13 @@ def measure_small(args: argparse.Namespace, directory: Path) -> dict[str, Any]:
                 f"{count} of {size} B",
                 per_object["get"],
                 per_object["list"],
-                show(rates["list"]),
+                gigabytes(rates["list"]),
                 f"{gain:.1f}",
             ]
         )
         results[f"{size}"] = rates
     header = ["us per object", "one get each", "one get for all", "GB/s", "times"]
-    print("\n" + markdown(header, rows))
+    print(markdown(header, rows))
     restore, page = Timing.of(waits["restore"]), Timing.of(waits["page"])
     print(
         f"\nRestoring one object of 1 KB takes {microseconds(restore)} us, a direct read of a page "
@@ -196,23 +183,8 @@ def measure_small(args: argparse.Namespace, directory: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Measures one after the other, each in alternating rounds."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=int, default=2 << 30)
-    parser.add_argument("--memory", type=int, default=512 << 20)
-    parser.add_argument("--directory", type=Path, default=Path("/var/tmp"))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=("noise", "small"))
-    args = parser.parse_args()
-    results: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(dir=args.directory, prefix="millpond-bench-") as name:
-        if args.only != "small":
-            results |= measure_noise(args, Path(name))
-        if args.only != "noise":
-            results |= measure_small(args, Path(name))
-    print("\n" + ", ".join(f"{name} {text}" for name, text in machine().items()))
-    print(f"saved to {save('restore', results)}")
+    parts = {"noise": measure_noise, "small": measure_small}
+    measure("restore", parts, arguments(__doc__, parts).parse_args())
 
 
 if __name__ == "__main__":

@@ -14,16 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from disk import Disk
-from harness import Timing, figures, machine, markdown, ratios, save
+from disk import Disk, arguments, measure
+from harness import Timing, figures, gigabytes, markdown, share
 from records import Copy, Crowd, settle, warm
 
 import millpond
@@ -94,33 +92,21 @@ class Ray:
 
 
 @contextmanager
-def started_ray(python: str, data: int, memory: int, directory: str) -> Iterator[Ray]:
+def started_ray(python: str, data: int, memory: int, directory: Path) -> Iterator[Ray]:
     """Ray, up and warm."""
     script = Path(__file__).with_name("ray_spill.py")
-    command = [python, str(script), str(data), str(memory), str(ARRAY_BYTES), directory]
+    command = [python, str(script), str(data), str(memory), str(ARRAY_BYTES), str(directory)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         yield Ray(process)
         assert process.stdin is not None
         process.stdin.close()
 
 
-def gigabytes(rates: list[float]) -> str:
-    """Median, slowest and fastest round in GB/s."""
-    rate = Timing.of(rates)
-    return f"{rate.median / 1e9:.2f} ({rate.low / 1e9:.2f}-{rate.high / 1e9:.2f})"
-
-
-def share(parts: list[float], wholes: list[float]) -> str:
-    """Median, lowest and highest of the rounds' ratios."""
-    ratio = Timing.of(ratios(parts, wholes))
-    return f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
-
-
-def measure_noise(args: argparse.Namespace, directory: str) -> dict[str, list[float]]:
+def measure_noise(args: argparse.Namespace, directory: Path) -> dict[str, list[float]]:
     """Large arrays: rates of both sides, and what Ray reaches."""
     with ExitStack() as stack:
         store = stack.enter_context(millpond.Store(memory_limit=args.memory, spill_dir=directory))
-        disk, pond = Disk(Path(directory), args.data, ARRAY_BYTES), Pond(store, args.data)
+        disk, pond = Disk(directory, args.data, ARRAY_BYTES), Pond(store, args.data)
         contestants = {
             "disk write": disk.write,
             "store put": pond.write,
@@ -145,17 +131,17 @@ def measure_noise(args: argparse.Namespace, directory: str) -> dict[str, list[fl
         rays, plain = rates["ray put"], rates["disk write"]
         rows.append([f"the same, Ray {ray.version}", gigabytes(rays), gigabytes(plain), share(rays, plain)])
     print(markdown(["GB/s: median (slowest-fastest round)", "measured", "the disk", "ratio"], rows))
-    print(f"\nWritten by evicting what was restored: {max(rates['written again']):.0f} bytes\n")
+    print(f"\nWritten by evicting what was restored: {max(rates['written again']):.0f} bytes")
     return rates
 
 
-def measure_records(args: argparse.Namespace, directory: str) -> dict[str, list[float]]:
+def measure_records(args: argparse.Namespace, directory: Path) -> dict[str, list[float]]:
     """Small objects: seconds of the puts, beside the limit of the same round."""
-    disk = Disk(Path(directory), 1 << 29, ARRAY_BYTES)
+    disk = Disk(directory, 1 << 29, ARRAY_BYTES)
     with ExitStack() as stack:
 
         def crowd(count: int, size: int, memory: int) -> Crowd:
-            return stack.enter_context(closing(Crowd(count, size, memory, Path(directory))))
+            return stack.enter_context(closing(Crowd(count, size, memory, directory)))
 
         medium, copy = crowd(30_000, 20_000, 512 << 20), Copy(30_000, 20_000)
         tiny, roomy = crowd(1_000_000, 1_000, 250_000_000), crowd(1_000_000, 1_000, 2 << 30)
@@ -200,24 +186,10 @@ def show_seconds(samples: list[float]) -> str:
 
 def main() -> None:
     """Measures one after the other, each in alternating rounds."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=int, default=2 << 30)
-    parser.add_argument("--memory", type=int, default=512 << 20)
-    parser.add_argument("--directory", type=Path, default=Path("/var/tmp"))
-    parser.add_argument("--rounds", type=int, default=5)
+    parts = {"noise": measure_noise, "records": measure_records}
+    parser = arguments(__doc__, parts)
     parser.add_argument("--ray", metavar="PYTHON", help="a Python that has Ray: measured beside")
-    parser.add_argument("--only", choices=("noise", "records"))
-    args = parser.parse_args()
-    results: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(dir=args.directory, prefix="millpond-bench-") as name:
-        if args.only != "records":
-            results |= measure_noise(args, name)
-        if args.only != "noise":
-            results |= measure_records(args, name)
-    print("\n" + ", ".join(f"{name} {text}" for name, text in machine().items()))
-    print(f"saved to {save('spill', results)}")
+    measure("spill", parts, parser.parse_args())
 
 
 if __name__ == "__main__":

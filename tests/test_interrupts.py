@@ -34,9 +34,10 @@ class Interrupt:
         name = frame.f_code.co_filename
         if not re.search(r"millpond/(store/(store|room|restore)|spill/\w+)\.py$", name):
             return None
-        # A "with" is reported once more before __exit__ is called, where no signal can come between.
-        is_with = linecache.getline(name, frame.f_lineno).lstrip().startswith("with ")
-        if event in ("line", "call") and not is_with:
+        # No signal can come between: a "with" is reported once more before __exit__ is called, and a "try"
+        # is an instruction that does nothing, which the "with" above it does not cover.
+        is_bare = linecache.getline(name, frame.f_lineno).lstrip().startswith(("with ", "try:"))
+        if event in ("line", "call") and not is_bare:
             self.left -= 1
             if self.left == 0:
                 raise KeyboardInterrupt
