@@ -11,7 +11,7 @@ SOURCES := setup.py $(shell find src/millpond -name '*.py' -o -name '*.pyi' -o -
 KERNEL := $(wildcard src/millpond/kernel/*.c)
 STRICT := -O2 -std=gnu11 -Wall -Wextra -Werror -fvisibility=hidden -pthread -Isrc/millpond/kernel
 
-.PHONY: help bench-engines venv wheel sdist demo test test-wheel test-sdist nightly check check-style check-types check-kernel check-instructions failpoints proof storm soak bench bench-peers stress clean
+.PHONY: help bench-engines venv wheel sdist demo test test-wheel test-sdist docs nightly check check-style check-types check-kernel check-instructions failpoints proof storm soak bench bench-peers stress clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,7 +22,7 @@ import tomllib
 with open("pyproject.toml", "rb") as file:
     project = tomllib.load(file)
 optional = project["project"]["optional-dependencies"]
-extras = [names for extra, names in optional.items() if extra != "torch"] # 200 MB: its tests are skipped
+extras = [names for extra, names in optional.items() if extra not in ("torch", "docs")] # torch is 200 MB: its tests are skipped
 print(*project["build-system"]["requires"], *project["project"]["dependencies"], *sum(extras, []), sep="\n")
 endef
 export REQUIREMENTS
@@ -73,6 +73,16 @@ build/failpoints/built: $(VENV)/dependencies $(SOURCES)
 	@touch $@
 
 failpoints: build/failpoints/built ## build a second millpond, with failpoints, in build/failpoints
+
+build/docs/installed: $(VENV)/wheel/built
+	$(PYTHON) -m venv build/docs
+	build/docs/bin/pip install --quiet "$$(ls $(VENV)/wheel/*.whl)[docs]"
+	build/docs/bin/pip install --quiet --no-deps --no-index --force-reinstall $(VENV)/wheel/*.whl
+	@touch $@
+
+docs: build/docs/installed ## build the documentation as a site, in build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 build/docs/bin/mkdocs build --quiet --strict --clean
+	@! grep -rnoE '(src|href)="(https?:)?//[^"]+[.](js|css|woff2?|png|svg)"' build/site --include='*.html'
 
 demo: venv ## ten processes share one array; then more data than memory
 	$(BIN)/millpond demo

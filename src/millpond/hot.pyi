@@ -141,9 +141,11 @@ class Using:
 @final
 class Draft:
     @property
-    def ref(self) -> ObjectRef: ...
+    def ref(self) -> ObjectRef:
+        """The object's ref: may be used and sent before the value is complete; `get` waits for the seal."""
     @property
-    def sealed(self) -> bool: ...
+    def sealed(self) -> bool:
+        """Whether `seal` has published the object."""
     @property
     def array(self) -> NDArray[Any]: ...
     @property
