@@ -5,23 +5,30 @@ spans instead of values: each opcode says how much of the pickle the value on to
 became part of what.
 Invariants: nothing of the pickle is imported or called; the parts of a node lie inside its span and do not
 overlap; an opcode that protocol 5 does not write ends the reading with a ValueError.
-Not here: what the tree means for a reader of the value (explain.py).
+Not here: what the tree means for a reader of the value (explain.py), the opcodes (opcodes.py).
 """
 
 from __future__ import annotations
 
+import copy
 import pickle
-import pickletools
 import reprlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from millpond.store.opcodes import CODES, GIVEN_THE_TYPE, KINDS, built_kind, end_of
+from millpond.store.skim import Known, skim
+
 __all__ = ["Node", "dissect"]
 
 PARTS_MAX = 1024
 """Parts of one value that are kept apart; what comes after them is only counted."""
+VALUES_MAX = 50_000
+"""Values of one pickle that become nodes; what comes after them is counted by type (skim.py)."""
+SHORT_MAX = 64
+"""Runs of so few values are taken apart up to twice that."""
 
 
 _NO_PARTS: list[Any] = []
@@ -62,61 +69,24 @@ class Node:
         if len(self.parts) < PARTS_MAX:
             self.parts.append((step, part))
 
+    def count_in(self, kinds: list[str], shared: int) -> None:
+        """So many parts more, of which only the types are known."""
+        if not self.count:
+            self.parts, self.kinds = [], Counter()
+        self.count += len(kinds)
+        self.kinds.update(kinds)
+        self.shared += shared
 
-_ATOMS = {
-    "NoneType": "NONE",
-    "bool": "NEWTRUE NEWFALSE",
-    "int": "BININT BININT1 BININT2 LONG1 LONG4",
-    "float": "BINFLOAT",
-    "str": "SHORT_BINUNICODE BINUNICODE BINUNICODE8",
-    "bytes": "SHORT_BINBYTES BINBYTES BINBYTES8",
-    "bytearray": "BYTEARRAY8",
-    "list": "EMPTY_LIST",
-    "dict": "EMPTY_DICT",
-    "set": "EMPTY_SET",
-    "tuple": "EMPTY_TUPLE",
-    "global": "EXT1 EXT2 EXT4",
-}
-_CODES = {opcode.name: ord(opcode.code) for opcode in pickletools.opcodes}
-_KINDS = {_CODES[name]: kind for kind, names in _ATOMS.items() for name in names.split()}
-_LENGTH_BYTES = {
-    pickletools.TAKEN_FROM_ARGUMENT1: 1,
-    pickletools.TAKEN_FROM_ARGUMENT4: 4,
-    pickletools.TAKEN_FROM_ARGUMENT4U: 4,
-    pickletools.TAKEN_FROM_ARGUMENT8U: 8,
-}
 
-# Functions that build a value for its type: what the value then is. Some are given the type instead.
-_BUILT_BY = {
-    "numpy._core.numeric._frombuffer": "ndarray",
-    "numpy.core.numeric._frombuffer": "ndarray",
-    "millpond.store.serialize.rebuild_array": "ndarray",
-    "millpond.hot.load_contained": "ObjectRef",
-    "cloudpickle.cloudpickle._make_function": "function",
-    "cloudpickle.cloudpickle.subimport": "module",
-    "collections.deque": "deque",
-    "collections.defaultdict": "defaultdict",
-    "numpy.dtype": "dtype",
-}
-_GIVEN_THE_TYPE = {
-    "numpy._core.multiarray._reconstruct": 0,
-    "numpy.core.multiarray._reconstruct": 0,
-    "copyreg._reconstructor": 0,
-    "cloudpickle.cloudpickle._builtin_type": 0,
-    "cloudpickle.cloudpickle._make_skeleton_class": 1,
-}
 _OF_TYPES = ("cloudpickle.cloudpickle._builtin_type", "cloudpickle.cloudpickle._make_skeleton_class")
-
-
-def _call(name: str) -> str:
-    """A callable as a kind: classes begin with a capital letter, as a rule."""
-    return name if name[:1].isupper() else f"{name}()" if name else "object"
+_NAMES = {code: name for name, code in CODES.items()}
 
 
 def dissect(data: bytes, buffers: Sequence[int]) -> Node:
     """The value that a pickle of protocol 4 or 5 builds. buffers: the sizes of those out of band, in order.
 
-    Raises ValueError for what is no such pickle. Takes some microseconds per value in it.
+    Raises ValueError for what is no such pickle. Takes some microseconds per value for the
+    first `VALUES_MAX`, and a fraction of one for each that follows.
     """
     try:
         return _Machine(data, iter(buffers)).run()
@@ -138,20 +108,15 @@ class _Machine:
         self.data = data
         self.buffers = buffers
         self.stack: list[Node] = []
-        self.memo: list[Node] = []
+        self.memo: list[Known] = []
         self.at = self.next = 0  # the opcode under way, the one after it
+        self.read = 0  # values that were made part of others
 
     def run(self) -> Node:
-        data, stack, stop = self.data, self.stack, _CODES["STOP"]
+        data, stack, stop = self.data, self.stack, CODES["STOP"]
         while (code := data[self.at]) != stop:
-            argument = _ARGUMENTS[code]
-            after = self.at + 1
-            if argument >= 0:
-                self.next = after + argument
-            else:
-                size = _LENGTH_BYTES[argument]
-                self.next = after + size + int.from_bytes(data[after : after + size], "little")
-            kind = _KINDS.get(code)
+            self.next = end_of(data, self.at)
+            kind = KINDS.get(code)
             if kind is None:
                 _STEPS[code](self)
             else:
@@ -167,6 +132,24 @@ class _Machine:
 
     def mark(self) -> None:
         self.stack.append(Node("mark", self.at, self.next))
+        if self.read > VALUES_MAX:
+            self.skim()
+
+    def skim(self) -> None:
+        """The run that begins here is counted, not taken apart; a short one is: arguments, a state."""
+        known, buffers = len(self.memo), copy.copy(self.buffers)
+        end, kinds, shared = skim(self.data, self.next, self.memo, self.buffers)
+        if len(kinds) <= SHORT_MAX and self.read <= 2 * VALUES_MAX:
+            del self.memo[known:]
+            self.buffers = buffers
+            return
+        name = _NAMES[self.data[end]]
+        start = self.stack.pop().start
+        self.at, self.next = end, end + 1
+        if name in ("TUPLE", "FROZENSET"):
+            self.push(name.lower(), start)
+        if name != "POP_MARK":
+            self.grown().count_in(kinds[1::2] if name == "SETITEMS" else kinds, shared)
 
     def memoize(self) -> None:
         self.memo.append(self.grown())
@@ -174,8 +157,17 @@ class _Machine:
     def fetch(self) -> None:
         index = int.from_bytes(self.data[self.at + 1 : self.next], "little")
         node = Node("same", self.at, self.next)
-        node.same = self.memo[index]
+        node.same = self.remembered(index)
         self.stack.append(node)
+
+    def remembered(self, index: int) -> Node:
+        known = self.memo[index]
+        if isinstance(known, int):
+            known = Node(KINDS[self.data[known]], known, end_of(self.data, known))
+        elif isinstance(known, str):
+            known = Node(known, 0, 0)
+        self.memo[index] = known
+        return known
 
     def next_buffer(self) -> None:
         self.stack.append(Node("", self.at, self.next, next(self.buffers)))
@@ -216,19 +208,16 @@ class _Machine:
             key, value = parts[index : index + 2]
             value.start = key.start  # the key counts with its value
             value.shared += key.shared
-            whole.add(f"[{self.shown(key)}]", value)
+            whole.add(f"[{self.shown(key)}]" if whole.count < PARTS_MAX else "", value)
+        self.read += len(parts)
 
     def add_items(self) -> None:
         _, parts = self.marked()
-        whole = self.grown()
-        for part in parts:
-            whole.add(f"{{{self.shown(part)}}}", part)
+        self.members(self.grown(), parts)
 
     def frozen_set(self) -> None:
         start, parts = self.marked()
-        whole = self.push("frozenset", start)
-        for part in parts:
-            whole.add(f"{{{self.shown(part)}}}", part)
+        self.members(self.push("frozenset", start), parts)
 
     def tuple_of(self, count: int) -> None:
         parts = self.stack[-count:]
@@ -249,8 +238,8 @@ class _Machine:
     def reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
         called = (function.same or function).name
-        node = self.push(_BUILT_BY.get(called) or _call(called.rpartition(".")[2]), function.start)
-        index = _GIVEN_THE_TYPE.get(called)
+        node = self.push(built_kind(called), function.start)
+        index = GIVEN_THE_TYPE.get(called)
         if index is not None and index < len(arguments.parts):
             given = arguments.parts[index][1]
             node.kind = self.type_name(given)
@@ -284,9 +273,15 @@ class _Machine:
 
     # --- helpers ---
 
+    def members(self, whole: Node, parts: list[Node]) -> None:
+        for part in parts:
+            whole.add(f"{{{self.shown(part)}}}" if whole.count < PARTS_MAX else "", part)
+        self.read += len(parts)
+
     def number(self, whole: Node, parts: list[Node]) -> None:
         for index, part in enumerate(parts, start=whole.count):
             whole.add(f"[{index}]" if index < PARTS_MAX else "", part)
+        self.read += len(parts)
 
     def adopt(self, node: Node, given: Node, step: str) -> None:
         """What a builder is given becomes part of what it builds."""
@@ -335,7 +330,7 @@ class _Machine:
     def shown(self, key: Node) -> str:
         """A key as it stands in a path."""
         atom = key.same or key
-        if atom.kind in ("str", "int", "float", "bool", "NoneType", "bytes"):
+        if atom.copied and atom.kind in ("str", "int", "float", "bool", "NoneType", "bytes"):
             return reprlib.repr(self.literal(key))
         return f"<{atom.kind}>"
 
@@ -367,12 +362,7 @@ def _steps() -> dict[int, Callable[[_Machine], None]]:
         "NEWOBJ_EX": lambda m: m.new_object(with_keywords=True),
         "BUILD": machine.build,
     }
-    return {_CODES[name]: step for names, step in named.items() for name in names.split()}
+    return {CODES[name]: step for names, step in named.items() for name in names.split()}
 
 
 _STEPS = _steps()
-_ARGUMENTS = {
-    ord(opcode.code): 0 if opcode.arg is None else opcode.arg.n
-    for opcode in pickletools.opcodes
-    if ord(opcode.code) in _STEPS or ord(opcode.code) in _KINDS
-}
