@@ -19,6 +19,7 @@ import time
 from functools import partial
 from typing import Any
 
+import dask
 import numpy as np
 from distributed import Client, LocalCluster, wait
 from footprint import Footprint, anonymous_bytes, wait_until
@@ -26,6 +27,9 @@ from harness import Timing, figures, machine, markdown, ratios, save
 
 import millpond
 from millpond.integrations.dask import cluster_options
+
+# It would drop replicas between their making and their counting.
+dask.config.set({"distributed.scheduler.active-memory-manager.start": False})
 
 WORKERS = 3
 
@@ -108,7 +112,6 @@ def part(index: int, rows: int) -> Any:
 
 def shuffle(size: int, limit: str) -> dict[str, Any]:
     """Shuffles a table of that size by its key, under that node-wide limit."""
-    import dask
     import dask.dataframe as dd
 
     parts = size >> 26

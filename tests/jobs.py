@@ -42,6 +42,16 @@ def describe(*args: Any, **kwargs: Any) -> list[tuple[str, bool, float]]:
     return [(type(v).__name__, getattr(getattr(v, "flags", None), "writeable", True), sum(v)) for v in values]
 
 
+def double_in_store(ref: millpond.ObjectRef) -> millpond.ObjectRef:
+    """Takes a ref and gives one."""
+    return ref._store.put(ref.get() * 2)
+
+
+def double_first(refs: list[millpond.ObjectRef]) -> millpond.ObjectRef:
+    """The same, of a ref that is no argument by itself."""
+    return double_in_store(refs[0])
+
+
 def fail(message: str) -> None:
     raise LookupError(message)
 
@@ -95,6 +105,14 @@ def judged(array: Array) -> int:
 def die_while_joblib_sends(n: int) -> Array:
     """As above, in a worker of joblib."""
     from joblib.externals.loky.process_executor import _ResultItem
+
+    _ResultItem.__reduce__ = kill_oneself
+    return np.ones(n)
+
+
+def die_while_loky_sends(n: int) -> Array:
+    """As above, in a worker of loky."""
+    from loky.process_executor import _ResultItem
 
     _ResultItem.__reduce__ = kill_oneself
     return np.ones(n)

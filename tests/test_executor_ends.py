@@ -85,6 +85,49 @@ def test_a_worker_is_killed_from_outside(store: millpond.Store, running: Path) -
     assert residue(store) == {}
 
 
+def test_a_call_that_is_cancelled_leaves_nothing(store: millpond.Store, running: Path) -> None:
+    with pool(store, "spawn") as executor:
+        job = jobs.announce_and_wait
+        calls = [executor.submit(job, running, store.put(np.ones(LARGE + n))) for n in range(6)]
+        wait_until(lambda: list(running.iterdir()))
+        assert [call.cancel() for call in calls[3:]] == [True] * 3
+        (running / "go").touch()
+        assert [call.result() for call in calls[:3]] == [LARGE + n for n in range(3)]
+        wait_until(lambda: len(store) == 0)  # the pool and the futures are there
+        assert store._totals()["tokens"] == 0
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_results_that_are_refs(store: millpond.Store, method: str) -> None:
+    with pool(store, method) as executor:
+        single, nested = store.put(np.ones(LARGE)), [store.put(np.zeros(LARGE))]
+        double = executor.submit(jobs.double_first, [single]).result()
+        assert double.get().sum() == 2 * LARGE and double != single
+        assert executor.submit(jobs.double, double).result()[-1] == 4, "and into the next call"
+        assert executor.submit(jobs.echo, nested).result() == nested
+        unread = executor.submit(jobs.double_first, [single])
+        concurrent.futures.wait([unread])
+        del unread, double, nested
+        if method == "spawn":
+            wait_until(lambda: len(store) == 1)
+
+
+def test_arrays_when_everything_is_pinned(pond: Pond) -> None:
+    store = pond.store("2MiB")
+    views = [store.get(store.put(np.ones(LARGE))) for _ in range(11)]
+    assert store.stats().pinned_bytes > 0.8 * store.memory_limit
+    with pool(store) as executor:
+        found = executor.map(jobs.double, (np.full(LARGE, n) for n in range(12)), buffersize=2)
+        assert [int(array[-1]) for array in found] == [2 * n for n in range(12)], "by way of the disk"
+    assert store.stats().spilled_objects_total > 0 and store.stats().committed_bytes <= store.memory_limit
+    store.configure(spill_limit=0)
+    with pool(store) as executor:
+        with pytest.raises(millpond.StoreFullError, match="spilling is off"):
+            executor.submit(jobs.double, np.ones(2 * LARGE)).result()
+        assert executor.submit(jobs.double, 4).result() == 8
+    del views
+
+
 def test_a_forked_child_ends_nothing(pond: Pond, store: millpond.Store) -> None:
     with pool(store) as executor:
         assert executor._lease is not None

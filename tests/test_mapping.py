@@ -197,6 +197,10 @@ def test_the_contract_of_zicts_mappings(shared: StoreMapping) -> None:
     contract.check_mapping(shared)
     shared.clear()
     contract.check_different_keys_threadsafe(shared)
+    shared.clear()
+    contract.check_same_key_threadsafe(shared)
+    shared.clear()
+    contract.check_bad_key_types(shared)
 
 
 def test_zict(pond: Pond) -> None:

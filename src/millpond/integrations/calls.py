@@ -5,7 +5,7 @@ go into the store as one object, and only its place travels. The receiver's arra
 Invariants: an argument's object is held by the pending call and nothing else, so it is gone whichever way the
 call ends; a result's object is held by a hand-off of its lease's family until it has arrived, and what never
 arrives is withdrawn when the lease ends; an unread result is a ref, not a view, and may be spilled.
-Not here: who runs the calls (executor.py, joblib.py), how objects are stored (millpond.store).
+Not here: who runs the calls (executor.py, loky.py, joblib.py), how objects are stored (millpond.store).
 """
 
 from __future__ import annotations
@@ -19,9 +19,23 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeAlias
 
-from millpond import ObjectRef, Store, StoreClosedError, load_ref
+import cloudpickle
 
-__all__ = ["SHARE_ABOVE", "Arrived", "Call", "Dumps", "Lease", "Outcome", "Task", "by_value", "carried"]
+from millpond import ObjectRef, Store, StoreClosedError, load_ref
+from millpond.store import reducers
+
+__all__ = [
+    "SHARE_ABOVE",
+    "Arrived",
+    "Call",
+    "CloudPickler",
+    "Dumps",
+    "Lease",
+    "Outcome",
+    "Task",
+    "by_value",
+    "carried",
+]
 
 SHARE_ABOVE = 64 << 10
 
@@ -41,6 +55,15 @@ _carrying = _Carrying()
 def carried(index: int) -> ObjectRef:
     """The ref of that number, among those that travel beside the pickle that is being loaded."""
     return _carrying.refs[index]
+
+
+class CloudPickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Pickles with `own` rules by type, beside those of `register_reducer` and of cloudpickle."""
+
+    def __init__(self, target: Any, buffer_callback: Callable[..., Any], own: dict[type, Any]) -> None:
+        # The compiled pickler reads the table once, when it is initialized.
+        self.dispatch_table = reducers.over({**cloudpickle.Pickler.dispatch_table, **own})
+        super().__init__(target, 5, buffer_callback)
 
 
 def _pack(value: Any, store: Store, share_above: int, dumps: Dumps) -> tuple[Inline | None, list[ObjectRef]]:

@@ -17,7 +17,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from multiprocessing.context import BaseContext
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple, TypeVar
@@ -26,7 +25,7 @@ from millpond import ObjectRef, Store, connect
 from millpond.integrations.calls import SHARE_ABOVE, Arrived, Call, Lease, Outcome, Task, by_value, carried
 from millpond.store import reducers
 
-__all__ = ["Future", "ProcessPoolExecutor"]
+__all__ = ["Future", "ProcessPoolExecutor", "mapped", "perform"]
 
 T = TypeVar("T")
 
@@ -101,18 +100,7 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
         buffersize: chunks that are submitted and not yet read, at most: `iterables` are read no further
         ahead, so that a generator may yield more than fits into memory. None: all are submitted at once.
         """
-        function = partial(_by_value, fn)
-        if buffersize is None:
-            return super().map(function, *iterables, timeout=timeout, chunksize=chunksize)
-        if not isinstance(buffersize, int):
-            raise TypeError("buffersize must be an integer or None")
-        if buffersize < 1 or chunksize < 1:
-            raise ValueError("buffersize and chunksize must be >= 1")
-        items = zip(*iterables, strict=False)
-        chunks = iter(lambda: list(itertools.islice(items, chunksize)), [])
-        end = None if timeout is None else time.monotonic() + timeout
-        calls = (self.submit(_each, function, chunk) for chunk in chunks)
-        return _results(calls, deque(itertools.islice(calls, buffersize)), end)
+        return mapped(self.submit, fn, iterables, timeout, chunksize, buffersize)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """As in the standard library; a private store is closed. Results can still be read."""
@@ -143,6 +131,26 @@ class Future(concurrent.futures.Future[T]):
             return self.done(), self.cancelled(), None, None
         error = self.exception()
         return True, False, self.result() if error is None else None, error
+
+
+def mapped(
+    submit: Callable[..., concurrent.futures.Future[Any]],
+    function: Callable[..., T],
+    iterables: tuple[Iterable[Any], ...],
+    timeout: float | None,
+    chunksize: int,
+    buffersize: int | None,
+) -> Iterator[T]:
+    """`map` of an executor, by its `submit`."""
+    if buffersize is not None and not isinstance(buffersize, int):
+        raise TypeError("buffersize must be an integer or None")
+    if chunksize < 1 or (buffersize is not None and buffersize < 1):
+        raise ValueError("buffersize and chunksize must be >= 1")
+    items = zip(*iterables, strict=False)
+    chunks = iter(lambda: list(itertools.islice(items, chunksize)), [])
+    end = None if timeout is None else time.monotonic() + timeout
+    calls = (submit(_each, function, chunk) for chunk in chunks)
+    return _results(calls, deque(itertools.islice(calls, buffersize)), end)
 
 
 def _results(
@@ -179,12 +187,8 @@ def _dumps(value: Any, refs: list[ObjectRef]) -> tuple[bytes, list[pickle.Pickle
     return file.getvalue(), buffers
 
 
-def _by_value(function: Callable[..., T], *args: Any) -> T:
-    return function(*map(by_value, args))
-
-
 def _each(function: Callable[..., T], chunk: list[tuple[Any, ...]]) -> list[T]:
-    return [function(*args) for args in chunk]
+    return [function(*map(by_value, args)) for args in chunk]
 
 
 # --- in the worker ---
@@ -221,10 +225,10 @@ def _end_with_parent() -> None:
 
 
 def _run(task: Task) -> Outcome:
-    return Outcome(_perform(task), _worker.store, _worker.family, _worker.share_above, _dumps)
+    return Outcome(perform(task), _worker.store, _worker.family, _worker.share_above, _dumps)
 
 
-def _perform(task: Task) -> Any:
-    """What the function returns. All that was loaded for it is dropped then."""
+def perform(task: Task) -> Any:
+    """What the function of a submitted call returns. All that was loaded for it is dropped then."""
     (function, args, kwargs), _refs = task.load()
     return function(*map(by_value, args), **{name: by_value(value) for name, value in kwargs.items()})

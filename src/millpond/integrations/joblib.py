@@ -13,29 +13,25 @@ Not here: workers, batches, nesting (joblib), how calls and results travel (call
 
 from __future__ import annotations
 
-import gc
 import io
 import pickle
-import threading
-import time
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import cloudpickle
 import joblib
 import numpy as np
 from joblib._memmapping_reducer import _get_backing_memmap, _reduce_memmap_backed
 from joblib._parallel_backends import LokyBackend
 from joblib.externals.loky import process_executor
 
-from millpond import ObjectRef, Store, connect
+from millpond import ObjectRef, Store
 from millpond.integrations.calls import (
     SHARE_ABOVE,
     Arrived,
     Call,
+    CloudPickler,
     Dumps,
     Lease,
     Outcome,
@@ -43,8 +39,7 @@ from millpond.integrations.calls import (
     by_value,
     carried,
 )
-from millpond.integrations.own_memory import own_memory
-from millpond.store import reducers
+from millpond.integrations.visit import Visit
 from millpond.store.options import Options
 
 __all__ = ["MillpondBackend", "register"]
@@ -52,8 +47,6 @@ __all__ = ["MillpondBackend", "register"]
 STORE_OPTIONS = ("memory_limit", "spill_dir", "spill_limit", "compression", "eviction", "overflow_limit")
 PINNED_SHARE = 0.75
 """Views may hold that part of a store's memory; beyond it, results are private copies. So calls have room."""
-IDLE_S = 0.25
-"""A worker leaves a store when it had no call for one to two times that long."""
 
 
 class MillpondBackend(LokyBackend):  # type: ignore[misc]
@@ -191,18 +184,13 @@ def _dumps(
     target = io.BytesIO()
     buffers: list[pickle.PickleBuffer] = []
     own = {ObjectRef: carry, np.ndarray: carry_array, np.memmap: carry_array}
-    _Pickler(target, buffers.append, own).dump(value)
+    CloudPickler(target, buffers.append, own).dump(value)
     return target.getvalue(), buffers
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    def __init__(self, target: Any, buffer_callback: Callable[..., Any], own: dict[type, Any]) -> None:
-        # The compiled pickler reads the table once, when it is initialized.
-        self.dispatch_table = reducers.over({**cloudpickle.Pickler.dispatch_table, **own})
-        super().__init__(target, 5, buffer_callback)
-
-
 # --- in the worker ---
+
+_visit = Visit(process_executor)
 
 
 def _run(address: str, family: int, share_above: int, task: Task) -> Outcome:
@@ -219,56 +207,3 @@ def _perform(task: Task) -> Any:
         for function, args, kwargs in batch.items
     ]
     return batch()
-
-
-class _Visit:
-    """A worker's membership in the store of the calls that it gets."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._store: Store | None = None
-        self._busy = self._used = False
-
-    @contextmanager
-    def to(self, address: str) -> Iterator[Store]:
-        """The store, for one call."""
-        with self._lock:
-            if self._store is None or self._store.closed or self._store.address != address:
-                self._enter(address)
-            store = self._store
-            assert store is not None
-            self._busy = self._used = True
-        try:
-            yield store
-        finally:
-            self._busy = False
-
-    def _enter(self, address: str) -> None:
-        watched = self._store is not None
-        if self._store is not None:
-            self._store.close()
-        self._store = connect(address)
-        # A worker that has grown by 300 MB is replaced: what it reads in a store is not its own.
-        process_executor._get_memory_usage = _own_memory
-        if not watched:
-            threading.Thread(target=self._watch, name="millpond-visit", daemon=True).start()
-
-    def _watch(self) -> None:
-        while True:
-            time.sleep(IDLE_S)
-            with self._lock:
-                if not self._busy and not self._used:
-                    if self._store is not None:
-                        self._store.close()
-                    self._store = None
-                    return
-                self._used = False
-
-
-_visit = _Visit()
-
-
-def _own_memory(pid: int, force_gc: bool = False) -> int:
-    if force_gc:
-        gc.collect()
-    return own_memory(pid)
