@@ -1,5 +1,9 @@
 """Millpond: the memory your processes share. When it is full, it spills."""
 
+from importlib import import_module
+from os import environ
+from typing import TYPE_CHECKING, Any
+
 from millpond.errors import (
     AttachError,
     GetTimeoutError,
@@ -16,13 +20,15 @@ from millpond.errors import (
 )
 from millpond.hot import Draft, ObjectRef, weak_pickling
 from millpond.spill.codec import Codec, register_codec
-from millpond.store.culprit import Failure
-from millpond.store.explain import Explanation, Part
-from millpond.store.info import Holders, ObjectInfo, Stats
 from millpond.store.reducers import register_reducer
-from millpond.store.serializability import Serializability, inspect_serializability
 from millpond.store.store import Store, connect, load_ref
-from millpond.store.timeline import timeline
+
+if TYPE_CHECKING:
+    from millpond.store.culprit import Failure
+    from millpond.store.explain import Explanation, Part
+    from millpond.store.info import Holders, ObjectInfo, Stats
+    from millpond.store.serializability import Serializability, inspect_serializability
+    from millpond.store.timeline import timeline
 
 __version__ = "0.1.0"
 
@@ -59,3 +65,32 @@ __all__ = [
     "timeline",
     "weak_pickling",
 ]
+
+_LATER = {
+    "Explanation": "explain",
+    "Failure": "culprit",
+    "Holders": "info",
+    "ObjectInfo": "info",
+    "Part": "explain",
+    "Serializability": "serializability",
+    "Stats": "info",
+    "inspect_serializability": "serializability",
+    "timeline": "timeline",
+}
+"""Public names that no put or get needs, and their modules in `store`: imported when they are first used.
+They are slow to import."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"millpond.store.{_LATER[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})
+
+
+if "MILLPOND_TIMELINE" in environ:
+    import_module("millpond.store.timeline")  # begins to record

@@ -12,8 +12,7 @@ Not here: the codecs (`codec`), the measured writes (`segments`).
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from millpond.hot import item_bytes
 from millpond.spill.codec import Chooser, Codec, ShuffledLz4
@@ -65,8 +64,7 @@ class DiskSpeed:
         return self._bytes / self._seconds
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
+class Trial(NamedTuple):
     """What a sample has shown."""
 
     item_bytes: int

@@ -9,13 +9,13 @@ Not here: how a value is cut into frames (`frames`), when compressing pays (`aut
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Final, Protocol, runtime_checkable
 
 import lz4.block
 import numpy as np
 
+from millpond import log
 from millpond.spill.disk import copy_bytes
 from millpond.spill.record import CODEC_NONE
 
@@ -23,8 +23,6 @@ USER_MIN: Final = 128
 USER_MAX: Final = 255
 AUTO: Final = 256
 """In the store's table: each value is stored by the codec that `auto` chooses for it."""
-
-log = logging.getLogger("millpond")
 
 
 class CodecError(ValueError):

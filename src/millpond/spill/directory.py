@@ -13,17 +13,15 @@ Not here: opening and writing files (`disk`, `segments`), which segments are dea
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import re
 import stat
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from millpond import log
 from millpond.errors import SpillError
 from millpond.spill import owner
 from millpond.spill.disk import System, free_space, is_memory_filesystem, probe_direct
@@ -41,8 +39,6 @@ FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _VAR_TMP: Final = Path("/var/tmp")
 _FILES: Final = re.compile(r"[0-9a-f]{16}\.seg|probe-\d+-\d+")
 _UUID: Final = re.compile(r"[0-9a-f]{32}")
-
-log = logging.getLogger("millpond")
 
 
 def default_base() -> Path:
@@ -64,11 +60,13 @@ def default_base() -> Path:
     )
 
 
-def _candidates() -> list[Path]:
-    found = [_VAR_TMP, Path(tempfile.gettempdir())]
+def _candidates() -> Iterator[Path]:
+    yield _VAR_TMP
+    import tempfile  # seldom needed, and slow to import
+
+    yield Path(tempfile.gettempdir())
     with suppress(RuntimeError):  # no home directory
-        found.append(Path.home() / ".cache")
-    return found
+        yield Path.home() / ".cache"
 
 
 def usual_bases() -> list[Path]:
@@ -201,18 +199,16 @@ def stores(base: Path) -> Iterator[bytes]:
             yield bytes.fromhex(name)
 
 
-@dataclass(slots=True)
 class _Place:
-    """One of a store's directories, as this process knows it."""
+    """One of a store's directories, as this process knows it.
 
-    base: Path
-    path: str
-    device: int
-    """Of the base's filesystem."""
-    fd: int | None
-    """Marks it as in use."""
-    direct: bool | None = None
-    can_punch: bool = True
+    device: of the base's filesystem. fd: marks it as in use; None where that cannot be.
+    """
+
+    def __init__(self, base: Path, path: str, device: int, fd: int | None) -> None:
+        self.base, self.path, self.device, self.fd = base, path, device, fd
+        self.direct: bool | None = None
+        self.can_punch = True
 
     def exchange(self, fd: int) -> int | None:
         """Takes a descriptor for the one that it had, which is the caller's now."""

@@ -18,7 +18,6 @@ import errno
 import fcntl
 import json
 import os
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -42,7 +41,7 @@ def file_of(directory: Path) -> Path:
 
 def sign(directory: Path, registry: str | None) -> None:
     """Writes whose `directory` is, unless that is known. `registry`: the store's directory there."""
-    text = json.dumps({"boot_id": boot_id(), "host": socket.gethostname(), "registry": registry})
+    text = json.dumps({"boot_id": boot_id(), "host": os.uname().nodename, "registry": registry})
     with suppress(FileExistsError):
         fd = os.open(file_of(directory), os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
         with open(fd, "w", encoding="utf-8") as file:
@@ -116,7 +115,7 @@ def _is_left(path: Path, owner: dict[str, Any] | None) -> bool:
             return os.lstat(path).st_ctime < time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
         return False
     if owner.get("boot_id") != boot_id():
-        return owner.get("host") == socket.gethostname()
+        return owner.get("host") == os.uname().nodename
     registry = owner.get("registry")
     return registry is None or not os.path.lexists(str(registry))
 

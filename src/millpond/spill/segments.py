@@ -14,7 +14,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from threading import RLock
 from typing import Any, Final, Protocol, TypeVar
@@ -75,17 +74,12 @@ class SegmentTable(Protocol):
         """Id, directory, bytes handed out, bytes live, state; None if it cannot be told."""
 
 
-@dataclass(slots=True)
 class Segment:
-    """A file that is being written."""
+    """A file that is being written. `size` are the bytes that the table has handed out."""
 
-    index: int
-    directory: int
-    fd: int
-    path: str
-    direct: bool
-    size: int = 0
-    """Bytes handed out by the table."""
+    def __init__(self, index: int, directory: int, fd: int, path: str, direct: bool) -> None:
+        self.index, self.directory, self.fd, self.path, self.direct = index, directory, fd, path, direct
+        self.size = 0
 
 
 class Segments:

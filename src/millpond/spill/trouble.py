@@ -7,14 +7,13 @@ Not here: the errors that calls raise, which come each time (`segments`, `direct
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import Final
 
+from millpond import log
+
 QUIET_S: Final = 10.0
 """A cause is over when the thing works and has not failed for so long."""
-
-log = logging.getLogger("millpond")
 
 
 class Troubles:

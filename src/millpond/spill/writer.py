@@ -15,9 +15,9 @@ import os
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import chain
 from threading import RLock
+from typing import NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
@@ -41,8 +41,7 @@ from millpond.spill.record import (
 from millpond.spill.segments import Relief, Segment, Segments, SegmentTable, is_mine, repack
 
 
-@dataclass(frozen=True, slots=True)
-class SpillReport:
+class SpillReport(NamedTuple):
     """What one `clean` has done."""
 
     objects: int

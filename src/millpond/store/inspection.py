@@ -1,6 +1,7 @@
 """What a store tells about itself: `stats()` and `objects()` from one survey of the table, and `names()`.
 
-Invariants: reads only; figures of neighbouring fields may be a moment apart while others work.
+Invariants: reads only; figures of neighbouring fields may be a moment apart while others work. The records
+are imported where they are made: no put or get needs them.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import numpy as np
 from millpond import hot
 from millpond.hot import ObjectRef
 from millpond.refcount.handoff import boottime_ns
-from millpond.store.info import Holders, Holding, InTransit, ObjectInfo, ObjectState, Stats
 
 if TYPE_CHECKING:
+    from millpond.store.info import Holders, ObjectInfo, ObjectState, Stats
     from millpond.store.store import Store
 
 _ALIVE = [code for code, text in hot.STATES.items() if text in ("draft", "resident", "spilled")]
@@ -35,6 +36,8 @@ def count(store: Store) -> int:
 
 def stats(store: Store) -> Stats:
     """See `Store.stats`."""
+    from millpond.store.info import Stats
+
     survey = store._survey()
     totals = store._totals()
     size, clean = survey["size"], survey["clean"] != 0
@@ -75,6 +78,8 @@ def objects(store: Store) -> list[ObjectInfo]:
 
 def holders(store: Store, ref: ObjectRef) -> Holders:
     """See `Store.refs`."""
+    from millpond.store.info import Holders, Holding, InTransit
+
     members = {slot: Holding(pid, command) for slot, pid, command in store._members()}
     holding, pinning = store._member_bits(ref)
     now = boottime_ns()
@@ -105,6 +110,8 @@ def names(store: Store, prefix: str) -> list[str]:
 
 
 def _info(store: Store, row: np.void, state: ObjectState) -> ObjectInfo:
+    from millpond.store.info import ObjectInfo
+
     return ObjectInfo(
         id=_id(store, int(row["entry"]), int(row["birth"])),
         size=int(row["size"]),

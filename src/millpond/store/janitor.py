@@ -10,7 +10,6 @@ Invariants: at most one thread per member; it stops before a fork and comes back
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import threading
 import time
@@ -18,6 +17,7 @@ import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from millpond import log
 from millpond.flag import Flag
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 INTERVAL_S = 0.7
 GC_INTERVAL_S = 10.0
-
-log = logging.getLogger("millpond")
 
 
 class Janitor:

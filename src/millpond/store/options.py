@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from millpond.eviction.limits import default_memory_limit, usable_memory
 from millpond.eviction.named import resolve
@@ -29,8 +28,7 @@ OVERFLOW_MIN = 8 << 20  # what is smaller has no file of its own that could be m
 PathLike = str | os.PathLike[str]
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(NamedTuple):
     """Everything that a store is created with, in bytes and seconds."""
 
     memory_limit: int

@@ -11,13 +11,13 @@ Not here: how objects are restored (`ahead`).
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from millpond import log
 from millpond.errors import MillpondError
 from millpond.hot import Core, ObjectRef, Using
 from millpond.store.janitor import await_end
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 SHARE: Final = 2
 """A request restores at most this part of the memory limit."""
-
-log = logging.getLogger("millpond")
 
 
 def byte_limit(memory_limit: int, free: int, evictable: int) -> int:

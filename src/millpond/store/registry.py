@@ -29,9 +29,8 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from millpond.errors import AttachError, MillpondError, SpillError, StoreBusyError
 from millpond.spill import directory as spill_directory
@@ -59,8 +58,7 @@ _UUID = re.compile(r"[0-9a-f]{32}")
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW
 
 
-@dataclass(frozen=True)
-class StoreInfo:
+class StoreInfo(NamedTuple):
     """A store that is alive."""
 
     address: str
@@ -71,8 +69,7 @@ class StoreInfo:
     """Its members' processes, as far as they are known."""
 
 
-@dataclass(frozen=True)
-class Removed:
+class Removed(NamedTuple):
     """A directory that a sweep removed, or would."""
 
     path: str

@@ -23,7 +23,6 @@ import numpy as np
 from millpond.errors import MillpondError, SerializationError
 from millpond.hot import INBAND_MAX, OutOfBand, dumps
 from millpond.store import reducers
-from millpond.store.culprit import find_culprit, told
 from millpond.units import shortened
 
 __all__ = ["INBAND_MAX", "Pickled", "careful", "copy_private", "dumps", "failure", "loads", "wants_care"]
@@ -207,6 +206,8 @@ def _refusal(value: Any, error: Exception) -> SerializationError:
         return SerializationError(
             "value: it is nested too deeply for pickle. Flatten it, or raise sys.setrecursionlimit()"
         )
+    from millpond.store.culprit import find_culprit  # slow to import
+
     culprit = find_culprit(value, error, failure)
     where = culprit.path if culprit.exact else f"inside {culprit.path}"
     return SerializationError(f"{shortened(where, PATH_WIDTH)}: {_reason(culprit.cause)}")
@@ -215,6 +216,8 @@ def _refusal(value: Any, error: Exception) -> SerializationError:
 def _reason(cause: Exception) -> str:
     if isinstance(cause, SerializationError):
         return str(cause)
+    from millpond.store.culprit import told
+
     return (
         f"{told(cause)}. Leave it out of the value, or teach its type to pickle (__reduce__, __getstate__, "
         "copyreg.pickle or millpond.register_reducer)"

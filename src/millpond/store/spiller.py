@@ -10,7 +10,6 @@ logged once and not tried again for a second, and whoever needs the room meets t
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -19,6 +18,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
+from millpond import log
 from millpond.errors import StoreClosedError
 from millpond.flag import Flag
 from millpond.store.janitor import await_end
@@ -30,8 +30,6 @@ LOOK_S = 0.002
 LINGER_S = 0.25
 RETRY_S = 1.0
 SLICE_S = 0.05
-
-log = logging.getLogger("millpond")
 
 
 class Spiller:

@@ -13,10 +13,9 @@ import operator
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from millpond import hot
 from millpond.errors import (
@@ -36,15 +35,19 @@ from millpond.spill.reader import SpillReader
 from millpond.spill.reclaim import Reclaimer
 from millpond.spill.sweep import sweep_dead
 from millpond.spill.writer import SpillWriter
-from millpond.store import explain, inspection, membership, peers, serialize
+from millpond.store import inspection, membership, peers, serialize
 from millpond.store.cleaner import Cleaner
-from millpond.store.explain import Explanation
-from millpond.store.info import Holders, ObjectInfo, Stats
 from millpond.store.janitor import Janitor
 from millpond.store.options import Options, PathLike, parse_config
 from millpond.store.prefetch import Prefetch
 from millpond.store.restore import Deadline, Restore
 from millpond.store.room import Room
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from millpond.store.explain import Explanation
+    from millpond.store.info import Holders, ObjectInfo, Stats
 
 KEEP: Any = object()
 """The default of what `configure` may change: leave it as it is."""
@@ -520,8 +523,10 @@ class Store(Core):
         has fields for programs. The value is built as `get` builds it, and dropped; to read its pickle takes
         some microseconds for each object that is copied. Raises what `get`, or `put`, raises.
         """
+        from millpond.store.explain import explain  # slow to import
+
         with Using(self):
-            return explain.explain(self, self._own(what) if isinstance(what, ObjectRef) else what)
+            return explain(self, self._own(what) if isinstance(what, ObjectRef) else what)
 
     @property
     def memory_limit(self) -> int:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import fcntl
 import functools
 import json
-import logging
 import os
 import sys
 import threading
@@ -23,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from millpond import hot
+from millpond import hot, log
 from millpond.hot import ObjectRef
 from millpond.spill.writer import SpillWriter
 from millpond.store import ahead, serialize
@@ -34,8 +33,6 @@ from millpond.store.store import Store
 __all__ = ["timeline"]
 
 VARIABLE = "MILLPOND_TIMELINE"
-
-log = logging.getLogger("millpond")
 
 Describe = Callable[[tuple[Any, ...], Any], dict[str, Any]]
 """(arguments of the call, its result or None) to what the span tells beside its name."""
