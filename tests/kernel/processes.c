@@ -11,17 +11,19 @@ fixture store;
 playground *ground;
 mp_member self, member;
 agent survivor, worker;
+const mp_system *member_system = &mp_linux;
 
 /* Orphans become our children, so that none is left when a test goes on. */
 void processes_begin(void) { CHECK_EQ(prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), 0); }
 
-static void join(agent *a, mp_member *m, uint64_t salt) {
+static void join(agent *a, mp_member *m, const mp_system *system, uint64_t salt) {
     fixture_map(&store, m);
+    m->system = system;
     CHECK_EQ(mp_claim_slot(m), MP_OK);
     *a = (agent){.m = m, .ground = ground, .random = {check_seed() + salt}};
 }
 
-void become_member(uint64_t salt) { join(&worker, &member, salt); }
+void become_member(uint64_t salt) { join(&worker, &member, member_system, salt); }
 
 void work(uint32_t steps) {
     for (uint32_t i = 0; i < steps; i++) agent_step(&worker);
@@ -74,12 +76,16 @@ void survive(void) {
     CHECK_EQ(self.header->poisoned, 0);
 }
 
-void open_store(uint64_t limit) {
-    fixture_create(&store, (fixture_shape){.arena_bytes = 16 << 20, .memory_limit = limit, .entries = 4096});
+void open_store_of(fixture_shape shape) {
+    fixture_create(&store, shape);
     ground = playground_open();
-    join(&survivor, &self, 0);
+    join(&survivor, &self, &mp_linux, 0);
     for (uint32_t i = 0; i < SHIELDED; i++) ground->board[i] = agent_create(&survivor, i * i * 1000);
     ground->shielded = SHIELDED;
+}
+
+void open_store(uint64_t limit) {
+    open_store_of((fixture_shape){.arena_bytes = 16 << 20, .memory_limit = limit, .entries = 4096});
 }
 
 void close_store(void) {

@@ -18,9 +18,11 @@ extern mp_member self;  /* of the survivor, */
 extern agent survivor;  /* which works as an agent between the deaths */
 extern mp_member member; /* of a child */
 extern agent worker;
+extern const mp_system *member_system; /* what a child calls the system by */
 
 void processes_begin(void); /* once, in main */
 void open_store(uint64_t limit);
+void open_store_of(fixture_shape shape);
 void close_store(void);
 
 /* In a child: maps the store, claims a slot; member and worker are it. */
