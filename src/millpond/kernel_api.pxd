@@ -303,7 +303,7 @@ cdef extern from "kernel.h" nogil:
     uint64_t mp_empty_blocks(mp_member *m, uint64_t bytes)
     mp_code mp_queue_enter(mp_member *m, uint64_t bytes)
     mp_code mp_queue_renew(mp_member *m)
-    void mp_queue_leave(mp_member *m, uint64_t bytes)
+    mp_code mp_queue_leave(mp_member *m, uint64_t bytes)
     uint64_t mp_queue_lacking(mp_member *m, uint64_t size)
     void mp_kept_bytes(mp_member *m, bint pinned, uint64_t *bytes)
     void mp_set_limits(mp_member *m, const uint64_t *memory, const uint64_t *spill, const uint64_t *overflow)

@@ -24,7 +24,7 @@ from proof import write_counts  # noqa: E402  (not a package: run by its path)
 
 KERNEL: Final = HERE.parents[1] / "src" / "millpond" / "kernel"
 PROGRAMS: Final = (
-    "protocol", "regressions", "reaping", "edges", "fork", "queue", "moving", "places", "arena", "arena_repair", "step",
+    "protocol", "regressions", "reaping", "edges", "fork", "queue", "moving", "places", "unfinished", "arena", "arena_repair", "step",
     "members", "kill",
 )  # fmt: skip
 SECONDS: Final = 120
@@ -293,8 +293,8 @@ MUTANTS: Final = (
     Mutant(
         "memory is free before it is given back",
         "memory.c",
-        "if (mp_arena_punch(m, run) != 0) break;",
-        "mp_lock(m, -1), mp_arena_punched(m, run), mp_unlock(m);\n        if (mp_arena_punch(m, run) != 0) break;",
+        "mp_code code = mp_arena_punch(m, run) == 0 ?",
+        "mp_lock(m, -1), mp_arena_punched(m, run), mp_unlock(m);\n    mp_code code = mp_arena_punch(m, run) == 0 ?",
     ),
     Mutant("a move ignores pins", "moving.c", "bool pinned = mp_pinned(e);", "bool pinned = false;"),
     Mutant(
@@ -351,6 +351,33 @@ MUTANTS: Final = (
         "fork.c",
         "atomic_store_explicit(&m->locals[i].pins, pins & UINT32_MAX, memory_order_relaxed);",
         "atomic_store_explicit(&m->locals[i].pins, pins, memory_order_relaxed);",
+    ),
+    Mutant(
+        "what could not be ended is forgotten", "unfinished.c", "if (count < MP_UNFINISHED_MAX) {", "if (0) {"
+    ),
+    Mutant(
+        "what could not be ended is not taken up again",
+        "members.c",
+        "mp_code code = mp_finish(m);",
+        "mp_code code = MP_OK;",
+    ),
+    Mutant(
+        "a child ends what its parent has begun",
+        "fork.c",
+        "    atomic_store(&m->unfinished_count, 0); /* and ends what it has begun */\n",
+        "",
+    ),
+    Mutant(
+        "a growth that failed is ended as one that did not",
+        "unfinished.c",
+        "case MP_NOT_GROWN: return mp_grown(m, what->run, what->number, false);",
+        "case MP_NOT_GROWN: return mp_grown(m, what->run, what->number, true);",
+    ),
+    Mutant(
+        "a close that was put off closes whatever has the number",
+        "segments.c",
+        "if (mp_segment_mine(m, segment) && m->segments[segment].id == id)",
+        "if (mp_segment_mine(m, segment))",
     ),
 )
 

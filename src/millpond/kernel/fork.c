@@ -110,6 +110,7 @@ void mp_fork_child(mp_member *m) {
     bool adopts = atomic_load(&m->state) != MP_MEMBER_CLOSED && atomic_load(&m->state) != MP_MEMBER_ORPHAN;
     if (adopts) m->slot = m->fork_slot;
     m->queued = 0, m->queue_served = 0; /* whoever waits for room does so in the parent */
+    atomic_store(&m->unfinished_count, 0); /* and ends what it has begun */
     keep_views(m);
     if (!adopts) return;
     atomic_store(m->wipe, 1);

@@ -48,6 +48,18 @@ typedef struct mp_local {
 #define MP_ONE_VIEW 1ull
 #define MP_ONE_OP (1ull << 32)
 
+typedef struct mp_run { uint32_t block, blocks; } mp_run;
+
+/* The rest of a call that met a stopped holder of the mutex: what a member does later, see unfinished.c. */
+enum mp_unfinished_kind { MP_GROWN, MP_NOT_GROWN, MP_PUNCH, MP_NOT_RESTORED, MP_FOUND_LOST, MP_SEGMENT_FULL, MP_QUEUED };
+typedef struct mp_unfinished {
+    enum mp_unfinished_kind kind;
+    uint32_t item;   /* an entry or a segment, */
+    mp_run run;      /* or blocks; */
+    uint64_t number; /* its birth or id, or bytes of the queue */
+} mp_unfinished;
+#define MP_UNFINISHED_MAX 32u
+
 typedef struct mp_member {
     mp_header *header; /* the table */
     mp_slot *slots;
@@ -78,6 +90,10 @@ typedef struct mp_member {
     _Atomic int error;
     _Atomic uint32_t busy_pid;
     const char *_Atomic full_pool;
+
+    int64_t patience_ns; /* how long a call waits for the mutex: 5 s */
+    mp_unfinished unfinished[MP_UNFINISHED_MAX]; /* under pins_mutex */
+    _Atomic uint32_t unfinished_count;
 
     uint32_t queued; /* threads that wait for room; under the store's mutex */
     uint64_t queue_served; /* of what they need: taken by those that have not left yet; under it as well */
@@ -122,7 +138,7 @@ void mp_pool_give(mp_member *m, mp_pool *pool, uint32_t item);
 void mp_pool_reset(mp_pool *pool); /* before a rebuild puts every item back */
 
 /* --- lock.c --- */
-mp_code mp_lock(mp_member *m, int64_t timeout_ns); /* negative: 5 s. Repairs after a dead owner */
+mp_code mp_lock(mp_member *m, int64_t timeout_ns); /* negative: our patience. Repairs after a dead owner */
 void mp_unlock(mp_member *m);
 /* Sleeps until the event word differs from seen, at most slice_ns. */
 uint32_t mp_event(mp_member *m);
@@ -134,7 +150,7 @@ mp_code mp_claim_slot(mp_member *m); /* takes a byte lock, marks the slot LIVE *
 void mp_release_slot(mp_member *m);  /* reaps itself; pins of live views must be gone */
 bool mp_slot_dead(mp_member *m, uint32_t slot, uint64_t *word);
 mp_code mp_reap(mp_member *m, uint32_t slot, uint64_t word); /* what the member of that word left */
-uint32_t mp_reap_dead(mp_member *m);          /* polls all slots; returns how many were reaped */
+uint32_t mp_reap_dead(mp_member *m);          /* mp_finish, then polls all slots; returns how many were reaped */
 mp_code mp_usable(mp_member *m);              /* MP_OK, MP_CLOSED, MP_CORRUPTED */
 mp_code mp_guard_slot(mp_member *m);          /* the same, and takes a lost byte lock again */
 void mp_slot_describe(mp_member *m, uint32_t slot); /* whose it is; before it is marked */
@@ -235,7 +251,8 @@ void mp_name_link(mp_member *m, uint32_t name); /* mutex held, for the rebuild *
 /* --- segments.c: files of spilled records, as far as the table knows them --- */
 mp_code mp_segment_open(mp_member *m, uint32_t directory, uint32_t *segment, uint64_t *id);
 mp_code mp_segment_reserve(mp_member *m, uint32_t segment, uint64_t bytes, uint64_t *offset);
-void mp_segment_close(mp_member *m, uint32_t segment);
+void mp_segment_close(mp_member *m, uint32_t segment);  /* of ours; behind a stopped holder, later */
+mp_code mp_segment_end(mp_member *m, uint32_t segment, uint64_t id); /* the same, if it has that id */
 void mp_segment_retire(mp_member *m, uint32_t segment); /* the same, mutex held */
 bool mp_segment_mine(mp_member *m, uint32_t segment);   /* mutex held: OPEN, and this member appends to it */
 void mp_segment_vacate(mp_member *m, uint32_t segment, uint64_t bytes); /* mutex held: a place of that length is gone */
@@ -276,7 +293,6 @@ uint64_t mp_extent_bytes(uint64_t size); /* what a value of size bytes occupies 
 mp_code mp_arena_alloc(mp_member *m, uint64_t size, uint64_t *offset, uint32_t *span);
 void mp_arena_free(mp_member *m, uint64_t offset, uint64_t size, uint32_t span);
 bool mp_arena_fits(mp_member *m, uint64_t size); /* whether a hole for it is committed */
-typedef struct mp_run { uint32_t block, blocks; } mp_run;
 /* Marks blocks COMMITTING so that a value of size bytes will fit. MP_NO_COMMIT: the limit, or no such run. */
 mp_code mp_arena_plan_grow(mp_member *m, uint64_t size, mp_run *run);
 int mp_arena_commit(mp_member *m, mp_run run);           /* system calls, no mutex: 0 or errno */
@@ -292,6 +308,9 @@ mp_code mp_arena_rebuild(mp_member *m); /* every arena cache, from entries and t
 /* --- memory.c: the above, composed; these take the mutex themselves --- */
 mp_code mp_grow(mp_member *m, uint64_t size);               /* one step of commitment for a value of size bytes */
 uint64_t mp_shrink(mp_member *m, uint64_t bytes);           /* punches free blocks; returns bytes given back */
+/* The second halves of both, which are put off behind a stopped holder of the mutex. */
+mp_code mp_grown(mp_member *m, mp_run run, uint64_t borrowed, bool ok);
+mp_code mp_punch(mp_member *m, mp_run run, uint64_t borrowed);
 bool mp_fits(mp_member *m, uint64_t size);                  /* whether committed memory has a hole for it now */
 uint64_t mp_idle_bytes(mp_member *m);                       /* committed and free all the time since the last call */
 /* Whether we do this work now: it was not done for that long, and nobody else begins just now. Whoever did it last
@@ -302,7 +321,7 @@ void mp_set_limits(mp_member *m, const uint64_t *memory, const uint64_t *spill, 
 /* --- queue.c: waiting for room, in order --- */
 mp_code mp_queue_enter(mp_member *m, uint64_t bytes); /* a ticket, unless this member has one; each enter wants a leave */
 mp_code mp_queue_renew(mp_member *m);                 /* at least every 250 ms; then freeing bumps the event word once */
-void mp_queue_leave(mp_member *m, uint64_t bytes);
+mp_code mp_queue_leave(mp_member *m, uint64_t bytes); /* behind a stopped holder it is put off */
 /* So much more must come free until we may take room for such a value: what is free is put by for another. */
 uint64_t mp_queue_lacking(mp_member *m, uint64_t size);
 /* mutex held */
@@ -313,6 +332,10 @@ uint64_t mp_queue_borrow(mp_member *m, uint64_t bytes); /* of what is put by for
 void mp_queue_return(mp_member *m, uint64_t borrowed);
 void mp_queue_void(mp_member *m, uint32_t slot);
 void mp_queue_rebuild(mp_member *m);
+
+/* --- unfinished.c --- */
+void mp_put_off(mp_member *m, mp_unfinished what);
+mp_code mp_finish(mp_member *m); /* does what was put off; MP_BUSY: the mutex is still not to be had */
 
 /* --- moving.c --- */
 /* Moves values of up to 256 KiB that nobody uses out of the sparsest blocks, until about so many bytes of blocks

@@ -11,7 +11,6 @@
 #include "kernel.h"
 
 #define SPIN_NS 2000
-#define DEFAULT_TIMEOUT_NS 5000000000ll
 
 static int64_t monotonic_ns(void) {
     struct timespec now;
@@ -47,7 +46,7 @@ static mp_code repair(mp_member *m) {
 mp_code mp_lock(mp_member *m, int64_t timeout_ns) {
     mp_header *h = m->header;
     int rc = pthread_mutex_trylock(&h->mutex);
-    if (rc == EBUSY) rc = wait_for_mutex(&h->mutex, timeout_ns < 0 ? DEFAULT_TIMEOUT_NS : timeout_ns);
+    if (rc == EBUSY) rc = wait_for_mutex(&h->mutex, timeout_ns < 0 ? m->patience_ns : timeout_ns);
     if (rc == 0 || rc == EOWNERDEAD) {
         atomic_store_explicit(&h->mutex_slot, m->slot + 1, memory_order_relaxed);
         MP_FAILPOINT("lock.taken");

@@ -195,10 +195,7 @@ static mp_code reap_blocks(mp_member *m, uint32_t slot, uint64_t word) {
         mp_unlock(m);
         if (!more) return MP_OK;
         MP_FAILPOINT("reap.blocks");
-        if (mp_arena_punch(m, run) != 0) return MP_SYSTEM; /* stays PUNCHING under our slot, retried by our reaper */
-        if ((code = mp_lock(m, -1)) != MP_OK) return code;
-        mp_arena_punched(m, run);
-        mp_unlock(m);
+        if ((code = mp_punch(m, run, 0)) != MP_OK) return code; /* from here on the blocks are ours */
     }
 }
 
@@ -258,7 +255,7 @@ uint32_t mp_reap_dead(mp_member *m) {
     uint32_t reaped = 0;
     uint64_t word;
     if (mp_guard_slot(m) != MP_OK) return 0;
-    mp_code code = MP_OK; /* behind a stopped holder one wait is enough */
+    mp_code code = mp_finish(m); /* behind a stopped holder one wait is enough */
     for (uint32_t slot = 0; slot < MP_SLOTS && code != MP_BUSY; slot++)
         if (slot != m->slot && mp_slot_dead(m, slot, &word) && (code = mp_reap(m, slot, word)) == MP_OK) reaped++;
     if (code != MP_BUSY) bury_rest(m);

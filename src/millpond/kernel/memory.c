@@ -6,6 +6,17 @@
 #include "failpoint.h"
 #include "kernel.h"
 
+mp_code mp_grown(mp_member *m, mp_run run, uint64_t borrowed, bool ok) {
+    mp_code code = mp_lock(m, -1);
+    enum mp_unfinished_kind kind = ok ? MP_GROWN : MP_NOT_GROWN;
+    if (code == MP_BUSY) mp_put_off(m, (mp_unfinished){.kind = kind, .run = run, .number = borrowed});
+    if (code != MP_OK) return code;
+    mp_arena_grown(m, run, ok);
+    mp_queue_return(m, borrowed);
+    mp_unlock(m);
+    return MP_OK;
+}
+
 mp_code mp_grow(mp_member *m, uint64_t size) {
     for (;;) {
         mp_run run;
@@ -21,13 +32,24 @@ mp_code mp_grow(mp_member *m, uint64_t size) {
         int error = mp_arena_commit(m, run);
         MP_FAILPOINT("grow.committed");
         if (error) mp_arena_punch(m, run); /* what a half-done commit took */
-        if ((code = mp_lock(m, -1)) != MP_OK) return code;
-        mp_arena_grown(m, run, error == 0);
-        mp_queue_return(m, borrowed);
-        mp_unlock(m);
+        if ((code = mp_grown(m, run, borrowed, error == 0)) != MP_OK) return code;
         m->error = error;
         return error ? MP_SYSTEM : MP_OK;
     }
+}
+
+/* What the system refuses to punch stays PUNCHING under our slot, and is tried again as well. */
+mp_code mp_punch(mp_member *m, mp_run run, uint64_t borrowed) {
+    mp_code code = mp_arena_punch(m, run) == 0 ? MP_OK : MP_SYSTEM;
+    MP_FAILPOINT("shrink.punched");
+    if (code == MP_OK) code = mp_lock(m, -1);
+    if (code == MP_BUSY || code == MP_SYSTEM)
+        mp_put_off(m, (mp_unfinished){.kind = MP_PUNCH, .run = run, .number = borrowed});
+    if (code != MP_OK) return code;
+    mp_arena_punched(m, run);
+    mp_queue_return(m, borrowed);
+    mp_unlock(m);
+    return MP_OK;
 }
 
 uint64_t mp_shrink(mp_member *m, uint64_t bytes) {
@@ -41,12 +63,7 @@ uint64_t mp_shrink(mp_member *m, uint64_t bytes) {
         mp_unlock(m);
         if (!found) break;
         MP_FAILPOINT("shrink.planned");
-        if (mp_arena_punch(m, run) != 0) break; /* stays PUNCHING under our slot: a reaper punches again */
-        MP_FAILPOINT("shrink.punched");
-        if (mp_lock(m, -1) != MP_OK) break;
-        mp_arena_punched(m, run);
-        mp_queue_return(m, borrowed);
-        mp_unlock(m);
+        if (mp_punch(m, run, borrowed) != MP_OK) break;
         given += (uint64_t)run.blocks * MP_BLOCK;
     }
     return given;

@@ -337,6 +337,8 @@ mp_code mp_restore_end(mp_member *m, uint32_t entry, uint64_t birth, enum mp_sta
         return MP_OK;
     }
     mp_code code = mp_lock(m, -1);
+    enum mp_unfinished_kind kind = state == MP_SPILLED ? MP_NOT_RESTORED : MP_FOUND_LOST;
+    if (code == MP_BUSY) mp_put_off(m, (mp_unfinished){.kind = kind, .item = entry, .number = birth});
     if (code != MP_OK) return code;
     if (!mp_leave(m, e, from, state))
         code = MP_IS_DELETED;

@@ -83,14 +83,17 @@ void mp_queue_void(mp_member *m, uint32_t slot) {
 
 static uint64_t smaller(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
-void mp_queue_leave(mp_member *m, uint64_t bytes) {
+mp_code mp_queue_leave(mp_member *m, uint64_t bytes) {
     mp_slot *s = &m->slots[m->slot];
-    if (lock_own(m) != MP_OK) return;
+    mp_code code = lock_own(m);
+    if (code == MP_BUSY) mp_put_off(m, (mp_unfinished){.kind = MP_QUEUED, .number = bytes});
+    if (code != MP_OK) return code;
     uint64_t served = smaller(m->queue_served, bytes);
     m->queue_served = --m->queued == 0 ? 0 : m->queue_served - served;
     if (m->queued == 0) mp_queue_void(m, m->slot);
     s->room_needed -= smaller(s->room_needed, bytes - served);
     mp_unlock(m);
+    return MP_OK;
 }
 
 /* Our slot while we stand in the queue, else NULL. */

@@ -77,10 +77,17 @@ void mp_segment_vacate(mp_member *m, uint32_t segment, uint64_t bytes) {
     die_if_empty(m, s);
 }
 
-void mp_segment_close(mp_member *m, uint32_t segment) {
-    if (segment == 0 || segment >= m->geometry.segments || mp_lock(m, -1) != MP_OK) return;
-    mp_segment_retire(m, segment);
+mp_code mp_segment_end(mp_member *m, uint32_t segment, uint64_t id) {
+    mp_code code = mp_lock(m, -1);
+    if (code == MP_BUSY) mp_put_off(m, (mp_unfinished){.kind = MP_SEGMENT_FULL, .item = segment, .number = id});
+    if (code != MP_OK) return code;
+    if (mp_segment_mine(m, segment) && m->segments[segment].id == id) mp_segment_retire(m, segment);
     mp_unlock(m);
+    return MP_OK;
+}
+
+void mp_segment_close(mp_member *m, uint32_t segment) {
+    if (segment != 0 && segment < m->geometry.segments) (void)mp_segment_end(m, segment, m->segments[segment].id);
 }
 
 /* bytes is a total, not a difference: whoever dies between punching and this call, or comes second, leaves

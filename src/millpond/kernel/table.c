@@ -189,6 +189,7 @@ static mp_code init_private(mp_member *m) {
 mp_code mp_map(mp_member *m, int table_fd, int arena_fd, int lock_fd, int birth_fd, char *why) {
     memset(m, 0, sizeof *m);
     m->system = &mp_linux;
+    m->patience_ns = 5000000000ll;
     m->table_fd = table_fd;
     m->arena_fd = arena_fd;
     m->lock_fd = lock_fd;
@@ -218,6 +219,7 @@ mp_code mp_map_shared(mp_member *m, const mp_member *other) {
     *m = *other;
     m->state = MP_MEMBER_OPEN;
     atomic_store(&m->deferred, 0);
+    atomic_store(&m->unfinished_count, 0);
     return init_private(m);
 }
 
