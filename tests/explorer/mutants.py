@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from explorer import scenarios
+from explorer import holds, scenarios
 from explorer.machine import Machine, StoreBuffers, Views
 from explorer.scenarios import Build
 
@@ -56,4 +56,15 @@ MUTANTS: Final = (
     Mutant("leave wakes nobody", scenarios.restores, BOTH),
     Mutant("the event is read late", scenarios.restores, BOTH),
     Mutant("the owner is set last", scenarios.restores_and_a_victim, BOTH),
+    Mutant("a move ignores pins", holds.disk_copy_that_moves, BOTH),
+    Mutant("a move is not decided", holds.disk_copy_that_moves, BOTH),
+    Mutant("a move decides first", holds.disk_copy_that_moves, BOTH),
+    Mutant("a place is read without a pin", holds.disk_copy_that_moves, BOTH),
+    Mutant("nothing is put by", holds.large_put_beside_small_ones, BOTH),
+    Mutant("a put ignores what is put by", holds.large_put_beside_small_ones, BOTH),
+    Mutant("freeing wakes nobody", holds.large_put_beside_small_ones, BOTH),
+    Mutant("the event is read behind the look", holds.large_put_beside_small_ones, BOTH),
+    Mutant("what is committed is not borrowed", holds.growth_beside_a_put, BOTH),
+    Mutant("what was borrowed is not returned", holds.growth_of_all_that_is_left, BOTH),
+    Mutant("the dead stay in the queue", holds.first_that_is_killed, BOTH),
 )

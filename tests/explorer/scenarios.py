@@ -10,6 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from explorer.holds import (
+    disk_copy_that_moves,
+    first_that_is_killed,
+    growth_beside_a_put,
+    growth_of_all_that_is_left,
+    large_put_beside_small_ones,
+)
 from explorer.machine import Scenario
 from explorer.program import Program, Registers
 from explorer.protocols import (
@@ -202,4 +209,9 @@ SCENARIOS: Final[tuple[Build, ...]] = (
     drop_by_a_victim,
     restores,
     restores_and_a_victim,
+    disk_copy_that_moves,
+    large_put_beside_small_ones,
+    growth_beside_a_put,
+    growth_of_all_that_is_left,
+    first_that_is_killed,
 )
