@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import signal
 import threading
 from typing import Any
 
@@ -213,6 +214,39 @@ def test_a_value_that_cannot_be_loaded(pond: Pond) -> None:
 
 
 # --- time ---
+
+
+class Forking:
+    """Forks when it is loaded."""
+
+    def __reduce__(self) -> Any:
+        return fork, ()
+
+
+children: list[int] = []
+
+
+def fork() -> str:
+    children.append(os.fork())
+    if children[-1] == 0:
+        signal.alarm(20)
+    return "forked"
+
+
+def test_a_value_that_forks(pond: Pond) -> None:
+    """Parent and child both get the whole list, though only one of them has the threads that read."""
+    store = pond.store("64MiB")
+    values: list[Any] = [noise(300_000, i) for i in range(30)]
+    refs = [store.put(value) for value in values]
+    refs.insert(3, store.put(Forking()))
+    store.spill()
+    got = store.get(refs)
+    child = children.pop()
+    right = got.pop(3) == "forked" and all(same(value, one) for value, one in zip(got, values, strict=True))
+    if child == 0:
+        os._exit(0 if right and store.check() == [] else 1)
+    assert right
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_the_timeout_is_for_the_whole_call(pond: Pond) -> None:

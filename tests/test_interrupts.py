@@ -8,6 +8,7 @@ import random
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 
 from ponds import Pond
+from workers import wait_until
 
 
 def noise(nbytes: int, seed: int = 0) -> np.ndarray:
@@ -110,6 +112,42 @@ def test_a_put_may_be_interrupted_anywhere(pond: Pond) -> None:
     del ref
     close_all(pond)
     assert interrupts > 20
+
+
+STARTS = {
+    "millpond-janitor": lambda store, refs: store._janitor.start(),
+    "millpond-spiller": lambda store, refs: store._room.spiller.wake(),
+    "millpond-prefetch": lambda store, refs: store.prefetch(refs),
+}
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_a_start_of_a_thread_may_be_interrupted(
+    name: str, pond: Pond, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows of the thread then: it must not stay."""
+
+    def running() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name == name]
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        raise KeyboardInterrupt
+
+    store = pond.store("8MiB")
+    refs = [store.put(noise(300_000, seed)) for seed in range(4)]
+    store.spill()
+    for stop in (store._janitor.stop, store._room.spiller.stop):
+        stop()
+    start = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        STARTS[name](store, refs)
+    monkeypatch.undo()
+    wait_until(lambda: not running())
+    STARTS[name](store, refs)
+    assert len(running()) <= 1
+    assert [(ref.get() == noise(300_000, seed)).all() for seed, ref in enumerate(refs)] == [True] * 4
 
 
 def test_signals_interrupt_at_random(pond: Pond) -> None:

@@ -70,8 +70,45 @@ store.close()
 print("closed")
 """
 
+RECLAIMS = """
+import errno
 
-@pytest.mark.parametrize("program", [CLOSES, PUTS], ids=["a handler closes", "a policy puts"])
+class Full(System):
+    full = False
+
+    def pwritev(self, fd, buffers, offset):
+        if self.full:
+            raise OSError(errno.ENOSPC, "full")
+        return super().pwritev(fd, buffers, offset)
+
+def sweep():
+    reclaimer._sweep = swept
+    disk.full = True
+    other.start()
+    time.sleep(0.3)  # it waits, in its turn, for this thread to free disk space
+    try:
+        store.put(np.zeros(4 * MIB, np.uint8))
+    except millpond.StoreFullError:
+        seen.append(True)
+    disk.full = False
+    return 0
+
+disk = segments._system = Full()
+reclaimer, seen, other = store._reclaimer, [], threading.Thread(target=put_on_and_on)
+swept, reclaimer._sweep = reclaimer._sweep, sweep
+reclaimer.make_room(1 << 40)
+other.join()
+assert seen and len(refs) == 7 + 64 and store.check() == []
+store.close()
+print("closed")
+"""
+
+
+@pytest.mark.parametrize(
+    "program",
+    [CLOSES, PUTS, RECLAIMS],
+    ids=["a handler closes", "a policy puts", "a destructor puts while disk space is freed"],
+)
 def test_nobody_waits_for_himself(program: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", START + program, str(tmp_path / "spill")],

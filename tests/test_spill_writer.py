@@ -461,6 +461,22 @@ def test_a_forked_child_writes_files_of_its_own(place: Place) -> None:
     os.unlink(place.directories.file(0, place.table._ids + 1))
 
 
+def test_a_forked_child_keeps_no_file_open(place: Place) -> None:
+    place.writer.clean(FakeBatch(place.table, [noise(1000)]), evict=True)
+    value = noise(OWN_FILE_MIN)
+    with place.writer.write_through([value], len(value), 70, 71):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                files = [os.path.realpath(path) for path in Path("/proc/self/fd").iterdir()]
+                status = sum(file.endswith(".seg") for file in files)
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    sweep_dead(place.table, place.directories)
+
+
 # --- sweeping ---
 
 

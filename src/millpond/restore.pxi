@@ -236,20 +236,25 @@ cdef class RestoreBatch:
     def take(self, Py_ssize_t first, Py_ssize_t stop, list values, bint copy):
         """Builds the values of items [first, stop) that are resident and ends all their claims.
 
-        values[i] is set for refs[i]; those that are not resident or cannot be loaded stay as they are.
+        values[i] is set for refs[i]; those that are not resident or cannot be loaded stay as they are. A value
+        may fork while it is built: the child gets no more of them, since the claims are its parent's.
         """
         cdef Spilled *s
         cdef Py_ssize_t i
         for i in range(first, stop):
+            if self.owner != self.core.m.slot_word:
+                return
             s = self.at(i)
             self.core.read_at(self.refs, s.index, values, copy)
             self.finish(s)
 
     def release(self, Py_ssize_t first, Py_ssize_t stop):
-        """Ends the claims of items [first, stop); the bytes of those that are resident."""
+        """Ends the claims of items [first, stop); the bytes of those that are resident. A forked child has none."""
         cdef uint64_t nbytes = 0
         cdef Spilled *s
         cdef Py_ssize_t i
+        if self.owner != self.core.m.slot_word:
+            return nbytes
         for i in range(first, stop):
             s = self.at(i)
             if mp_state(&self.core.m, s.entry, s.birth) == MP_OK:

@@ -29,7 +29,7 @@ from millpond.hot import SEGMENT_CLOSED
 from millpond.spill.directory import Directories
 from millpond.spill.record import PAGE
 from millpond.spill.rewrite import Rewriter
-from millpond.spill.segments import SPARSE, SegmentTable
+from millpond.spill.segments import SPARSE, SegmentTable, is_mine
 from millpond.spill.sweep import sweep_dead
 
 if TYPE_CHECKING:
@@ -61,6 +61,11 @@ class Reclaimer:
         self._busy = False
         self._next_routine = self._barren_until = 0.0
         _reclaimers.add(self)
+
+    def in_the_middle(self) -> bool:
+        """Whether this thread is reclaiming, and a destructor or a signal's handler has come in between: it
+        must not wait for a thread that waits for this one."""
+        return is_mine(self._lock)
 
     def make_room(self, nbytes: int) -> bool:
         """Frees at least `nbytes` if it can, at the price of disk copies; whether anything was freed.

@@ -97,6 +97,7 @@ class Segments:
         self._current: Segment | None = None
         self._appended: dict[int, Segment] = {}
         self._retired: list[Segment] = []
+        self._descriptors: set[int] = set()  # of all that is open, those of single values as well
 
     def append(self, buffers: Sequence[memoryview], nbytes: int, turn: int) -> tuple[int, int]:
         """Writes `buffers`, whole pages of `nbytes` in all, behind one another in an append segment.
@@ -224,7 +225,9 @@ class Segments:
         index, segment_id = self._table.segment_open(directory)
         path = self.directories.file(directory, segment_id)
         try:
-            return Segment(index, directory, open_new(self._system, path, direct), path, direct)
+            segment = Segment(index, directory, open_new(self._system, path, direct), path, direct)
+            self._descriptors.add(segment.fd)
+            return segment
         except BaseException:
             self._table.segment_close(index)
             raise
@@ -300,6 +303,7 @@ class Segments:
         try:
             self._table.segment_close(segment.index)
         finally:
+            self._descriptors.discard(segment.fd)
             with suppress(OSError):  # what counts was on the disk before
                 self._system.close(segment.fd)
 
@@ -322,10 +326,9 @@ class Segments:
     def forget(self) -> None:
         """In a forked child: the open segments are the parent's, and so is who was writing."""
         self._lane, self._books = RLock(), RLock()
-        segments = [*self._retired, *([self._current] if self._current is not None else [])]
         self._current, self._appended, self._retired = None, {}, []
-        for segment in segments:
-            self._system.close(segment.fd)
+        while self._descriptors:
+            self._system.close(self._descriptors.pop())
 
 
 def is_mine(lock: Any) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from threading import RLock
@@ -88,13 +88,16 @@ class SpillWriter:
         directories: Directories,
         codec: Codec = NONE,
         relief: Relief | None = None,
+        relieving: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Opens nothing yet. `codec` may be exchanged at any time. `relief` frees disk space."""
+        """Opens nothing yet. `codec` may be exchanged at any time. `relief` frees disk space; `relieving`:
+        whether this thread is in the middle of that."""
         self.codec = codec
         self._uuid = table.uuid
         self._segments = Segments(table, directories, relief)
         self._auto = Auto(self._segments.speed)
         self._turns = _Turn(0), _Turn(1)
+        self._relieving = relieving
         self._leaving = False
         _writers.add(self)
 
@@ -183,7 +186,7 @@ class SpillWriter:
         """A destructor or a signal's handler that comes by in the middle of its own thread's turn is
         refused: it would wait for itself."""
         turn = self._turns[behind]
-        self.refuse_in_turn()
+        self.refuse_in_the_middle()
         with turn.lock:
             try:
                 yield turn
@@ -196,9 +199,13 @@ class SpillWriter:
         """Whether this thread is in the middle of a turn."""
         return any(turn.is_mine() for turn in self._turns)
 
-    def refuse_in_turn(self) -> None:
-        """Raises SpillError (EDEADLK) in the middle of this thread's own turn."""
-        if self.in_turn():
+    def in_the_middle(self) -> bool:
+        """The same, or in the middle of freeing disk space, which another thread may await in its turn."""
+        return self.in_turn() or self._relieving()
+
+    def refuse_in_the_middle(self) -> None:
+        """Raises SpillError (EDEADLK) there: this thread would wait for itself."""
+        if self.in_the_middle():
             raise SpillError(errno.EDEADLK, "this thread is in the middle of a spill: try again after it")
 
     def roll(self) -> None:

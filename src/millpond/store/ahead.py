@@ -9,6 +9,7 @@ Not here: single objects and all errors (`restore`), who asks (`Store.get`, `pre
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -104,7 +105,7 @@ class _Work:
         self._next = 0
         self._ready: SimpleQueue[tuple[int, int] | None] = SimpleQueue()
         self._untaken = threading.Semaphore(UNTAKEN)
-        self._caller = threading.get_ident()
+        self._caller, self._pid = threading.get_ident(), os.getpid()
 
     def run(self, take: Take) -> None:
         """Restores the batch; see `Ahead.restore`."""
@@ -125,8 +126,9 @@ class _Work:
         return count == 0 or self._batch.run(0, self._window, GAP) == count
 
     def _take_all(self, take: Take, helpers: int) -> None:
-        """Until the last of the helpers has ended."""
-        while helpers:
+        """Until the last of the helpers has ended. A value that forks while it is built leaves a child that
+        has none of them."""
+        while helpers and os.getpid() == self._pid:
             if self._stop():
                 self._end()
             try:

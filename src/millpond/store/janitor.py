@@ -78,6 +78,9 @@ class Janitor:
             gc.collect()
 
     def _run(self, ending: Flag) -> None:
+        with self._lock:
+            if self._thread is not threading.current_thread():
+                return  # whoever started it was interrupted, and does not know of it
         while not ending.wait(INTERVAL_S):
             store = self._store()
             if store is None or store.closed:

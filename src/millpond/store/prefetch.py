@@ -84,6 +84,8 @@ class Prefetch:
     def _run(self) -> None:
         while True:
             with self._lock:
+                if self._thread is not threading.current_thread():
+                    return  # whoever started it was interrupted, and does not know of it
                 if self._stopping or not self._requests:
                     self._thread = None
                     return

@@ -162,14 +162,14 @@ class Room:
     def in_the_middle(self) -> bool:
         """Whether this thread is evicting already, and a destructor or a signal's handler has come in
         between: it must not wait for another thread, which may want what this one holds."""
-        writes = self._writer is not None and self._writer.in_turn()
+        writes = self._writer is not None and self._writer.in_the_middle()
         return writes or is_mine(self._lock) or is_mine(self._ranks)
 
     def _refuse_in_the_middle(self) -> None:
         if is_mine(self._ranks):
             raise SpillError(errno.EDEADLK, "this thread is in the middle of evicting: try again after it")
         if self._writer is not None:
-            self._writer.refuse_in_turn()
+            self._writer.refuse_in_the_middle()
 
     def evict_ahead(self) -> int:
         """The spiller's work: one step towards the room that is kept free while puts come.

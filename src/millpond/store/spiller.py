@@ -90,6 +90,9 @@ class Spiller:
         return thread is not threading.current_thread() and (room is None or not room.in_the_middle())
 
     def _run(self, stopping: Flag) -> None:
+        with self._lock:
+            if self._thread is not threading.current_thread():
+                return  # whoever started it was interrupted, and does not know of it
         worked = time.monotonic()
         while not stopping.is_set():
             self._wanted.clear()

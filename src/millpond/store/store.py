@@ -115,7 +115,10 @@ class Store(Core):
             if spill_dirs:
                 self._directories = Directories(spill_dirs, self.uuid, registry=self.address)
                 self._reclaimer = Reclaimer(self, Places(self), self._directories)
-                writer = SpillWriter(self, self._directories, relief=self._reclaimer.make_room)
+                reclaimer = self._reclaimer
+                writer = SpillWriter(
+                    self, self._directories, relief=reclaimer.make_room, relieving=reclaimer.in_the_middle
+                )
                 writer.use_codec(self._codec())
                 reader = SpillReader(self, self._directories)
             self._writer = writer
