@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "failpoints"
 
-_HEAD = struct.Struct("<QiIII")  # armed, pid, signal, countdown, reserved
+_HEAD = struct.Struct("<QiIII")  # armed, pid, signal, countdown, struck
 _ROW = struct.Struct("<QQ")  # name, hits
 _ROWS = 160
 _NAME = re.compile(r'MP_FAILPOINT\("([^"]+)"\)')
@@ -40,6 +40,8 @@ class Page:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.number = 0
+        """The signal that was ordered last."""
         path.write_bytes(bytes(_HEAD.size + _ROWS * _ROW.size))
         fd = os.open(path, os.O_RDWR)
         self._memory = mmap.mmap(fd, 0)
@@ -49,9 +51,10 @@ class Page:
     def close(self) -> None:
         self._memory.close()
 
-    def arm(self, name: str, hit: int) -> None:
-        """Whoever comes by for the `hit`th time from now on kills itself."""
-        _HEAD.pack_into(self._memory, 0, 0, 0, signal.SIGKILL, hit, 0)
+    def arm(self, name: str, hit: int, number: int = signal.SIGKILL) -> None:
+        """Whoever comes by for the `hit`th time from now on sends itself that signal."""
+        self.number = number
+        _HEAD.pack_into(self._memory, 0, 0, 0, number, hit, 0)
         struct.pack_into("<Q", self._memory, 0, hash_of(name))
 
     def disarm(self) -> bool:
@@ -59,6 +62,11 @@ class Page:
         done: bool = _HEAD.unpack_from(self._memory)[0] == 0
         struct.pack_into("<Q", self._memory, 0, 0)
         return done
+
+    def struck(self) -> int:
+        """The process that carried the order out; 0 as long as none has."""
+        pid: int = _HEAD.unpack_from(self._memory)[4]
+        return pid
 
     def hits(self) -> dict[str, int]:
         """How often each failpoint was reached since `forget`; only those that were."""

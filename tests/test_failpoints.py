@@ -1,18 +1,21 @@
-"""kill -9 at every failpoint that an operation of a store reaches: the others hold what they held.
+"""kill -9 and SIGSTOP at every failpoint that an operation of a store reaches: others hold what they held.
 
 A victim joins the store, creates objects that this process then holds, and dies in the middle of one
 operation. A first run counts which failpoints the operation reaches; then one victim dies at each, at the
 first and at the last time it comes by (with MILLPOND_NIGHTLY at every time). After each death the check
 finds no fault, the values that the dead created are whole, and when they are dropped nothing is left: no
-object, hand-off, contained ref, slot, byte of memory or file on disk.
+object, hand-off, contained ref, slot, byte of memory or file on disk. Others stop there for a moment:
+meanwhile the survivor reads, and when they go on they end their work.
 """
 
 from __future__ import annotations
 
 import os
 import pickle
+import random
 import signal
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -21,6 +24,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 import pytest
 
 import millpond
@@ -28,7 +32,8 @@ from failpoints import BUILD, Page, names
 from ponds import Pond, residue
 from workers import Worker, wait_until
 
-HITS_MAX = 10_000 if os.environ.get("MILLPOND_NIGHTLY") else 2
+NIGHTLY = bool(os.environ.get("MILLPOND_NIGHTLY"))
+HITS_MAX = 10_000 if NIGHTLY else 2
 
 
 # --- what victims do: `own.store` is theirs, `own.loan` an exported ref of ours ---
@@ -113,6 +118,37 @@ def overflow(own: Any) -> None:
     assert all(ref.get(copy=True).sum() == 40_000 for ref in own.refs[:3])
 
 
+def wait_for_room(own: Any) -> None:
+    """A put that stands in the queue until what fills memory is let go of."""
+    filling = [own.store.put(np.ones(40_000)) for _ in range(4)]
+    views = [ref.get() for ref in filling]
+
+    def let_go() -> None:
+        wait_until(lambda: own.store._totals()["waiting"])
+        views.clear()
+
+    thread = threading.Thread(target=let_go)
+    thread.start()
+    with own.store.create(1_600_000, "u1", timeout=10) as draft:
+        own.refs = [draft.seal()]
+    thread.join()
+    assert len(filling) == 4
+
+
+def move(own: Any) -> None:
+    """Objects out of sparse blocks."""
+    assert own.store._room._empty_blocks(1 << 20) > 0
+
+
+def lose(own: Any) -> None:
+    """Damaged files, of small and of large objects."""
+    for path in Path(own.spill).rglob("*.seg"):
+        path.write_bytes(bytes(path.stat().st_size))
+    for ref in own.refs:
+        with suppress(millpond.ObjectLostError):
+            ref.get()
+
+
 def tidy(own: Any) -> None:
     """Takes apart what another dead member left."""
     own.store._tidy()
@@ -151,6 +187,11 @@ def with_spilled_of_all_sizes(own: Any) -> None:
     own.store.spill()
 
 
+def with_files_of_its_own(own: Any) -> None:
+    own.refs = [own.store.put(np.ones(size)) for size in (40_000, 400) for _ in range(3)]
+    own.store.spill(own.refs)
+
+
 def with_sparse_files(own: Any) -> None:
     """A run of dead records that is worth a hole, then dead ones between live ones."""
     refs = [own.store.put(np.full(2500, number)) for number in range(60)]
@@ -158,6 +199,11 @@ def with_sparse_files(own: Any) -> None:
     own.store.spill(refs[16:])
     own.store._writer.roll()
     own.refs = refs[16::6]
+
+
+def with_sparse_blocks(own: Any) -> None:
+    own.refs = [own.store.put(np.ones(500)) for _ in range(60)]
+    del own.refs[::2]
 
 
 def with_dead(own: Any) -> None:
@@ -201,6 +247,9 @@ OPERATIONS = [
         {"restore.allocated", "restore.begun", "restore.filled", "pin.bit", "unpin.bit"},
     ),
     Operation(overflow, None, {"grow.planned", "grow.committed", "evict.spilled", "restore.filled"}),
+    Operation(wait_for_room, None, {"queue.ticket", "queue.void"}),
+    Operation(move, with_sparse_blocks, {"move.evicting", "move.copied", "move.stored", "move.moved"}),
+    Operation(lose, with_files_of_its_own, {"restore.begun", "bury.place", "place.freed"}),
     Operation(tidy, with_dead, {"reap.marked", "reap.entry", "reap.done"}),
     Operation(reclaim, with_sparse_files, {"place.move.decided", "segment.punched"}),
     Operation(close, with_objects, {"drop.bit", "reap.marked", "reap.done"}),
@@ -210,7 +259,7 @@ OPERATIONS = [
 # --- the nursery: a program of the second build that forks a victim at a time ---
 
 
-def bear(own: Any, address: str, loan: bytes, before: Any, act: Any) -> list[Any]:
+def bear(own: Any, address: str, loan: bytes, spill: str, before: Any, act: Any) -> list[Any]:
     """Forks a victim; returns refs to what it has created when it stands before its operation."""
     ours, theirs = os.pipe(), os.pipe()
     own.pid = os.fork()
@@ -218,7 +267,7 @@ def bear(own: Any, address: str, loan: bytes, before: Any, act: Any) -> list[Any
         try:
             os.close(ours[0])
             os.close(theirs[1])
-            victim = SimpleNamespace(address=address, loan=loan)
+            victim = SimpleNamespace(address=address, loan=loan, spill=spill)
             os.write(ours[1], pickle.dumps(prepare(victim, before, act)))
             if os.read(theirs[0], 1):
                 act(victim)
@@ -280,15 +329,19 @@ class Survivor:
         self._nursery, self._operation = nursery, operation
 
     def run(self, page: Page, arm: Callable[[], None]) -> bool:
-        """One victim; whether somebody died."""
+        """One victim; whether somebody died, or was stopped."""
         self.store._shrink(1 << 40)  # so that each victim meets the same memory
         loan = self.mine.export(deliveries=2, timeout=60)
-        born = self._nursery.run(bear, self.store.address, loan, self._operation.before, self._operation.act)
+        place = self.store.address, loan, str(self._pond.spill)
+        born = self._nursery.run(bear, *place, self._operation.before, self._operation.act)
         held = [millpond.load_ref(data) for data in born]
         arm()
-        status: int = self._nursery.run(run_on)
+        self._nursery.start(run_on)
+        if page.number == signal.SIGSTOP:
+            self._look_at_stopped(page)
+        status: int = self._nursery.result()
         died = page.disarm()
-        assert status in (0, -signal.SIGKILL)
+        assert status in (0, -page.number)
         self.read(held)
         del held
         with suppress(millpond.ObjectNotFoundError):
@@ -297,6 +350,13 @@ class Survivor:
             while self.store.refs(self.mine).handoffs:
                 millpond.load_ref(loan)
         return died
+
+    def _look_at_stopped(self, page: Page) -> None:
+        wait_until(lambda: page.struck() or self._nursery.answered(), 20)
+        if pid := page.struck():
+            wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+            assert self.mine.get()[-1] == 999, "a read waits for nobody"
+            os.kill(pid, signal.SIGCONT)
 
     def read(self, held: list[millpond.ObjectRef]) -> None:
         assert self.store.check() == []
@@ -336,7 +396,7 @@ def test_the_hits_that_are_chosen() -> None:
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.act.__name__)
-def test_kill(pond: Pond, page: Page, operation: Operation, tally: Counter[str]) -> None:
+def test_kill_and_stop(pond: Pond, page: Page, operation: Operation, tally: Counter[str]) -> None:
     survivor = Survivor(pond, pond.worker(program=True), operation)
     survivor.run(page, page.forget)
     reached = page.hits()
@@ -351,5 +411,11 @@ def test_kill(pond: Pond, page: Page, operation: Operation, tally: Counter[str])
             survivor.expect_nothing_left()
     # a pool grows once; how often something is done may differ from run to run
     assert {point for point, hit in missed if hit == 1} <= {"pool.populated"}, missed
+    stops = 0
+    for point in sorted(reached) if NIGHTLY else random.sample(sorted(reached), 3):
+        stops += survivor.run(page, lambda point=point: page.arm(point, 1, signal.SIGSTOP))
+        survivor.expect_nothing_left()
+    assert stops > 1
     survivor.close()
     tally["kill -9 at a failpoint, from Python"] += deaths - len(missed)
+    tally["SIGSTOP at a failpoint, from Python"] += stops

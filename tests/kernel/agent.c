@@ -498,7 +498,8 @@ void agent_abandon(agent *a, uint32_t kind) {
     case 0: /* a draft that others know of */
         if (mp_draft(a->m, some_size(a), &entry, &birth, &offset) == MP_OK) post(a, id_of(entry, birth));
         break;
-    case 1: /* a restore */
+    case 1: /* a restore, of what we must not be looking at ourselves */
+        while (a->view_count) end_view(a, 0);
         id = atomic_load(&a->ground->board[0]);
         clean(a, id, true);
         clean(a, id, true);

@@ -56,6 +56,7 @@ void mp_failpoint_reach(const char *name) {
     int32_t pid = atomic_load(&failpoint_page->pid);
     if (atomic_load(&failpoint_page->armed) != hash || (pid != 0 && pid != getpid())) return;
     if (atomic_fetch_sub(&failpoint_page->countdown, 1) != 1) return;
+    atomic_store(&failpoint_page->struck, (uint32_t)getpid());
     atomic_store(&failpoint_page->armed, 0);
     kill(getpid(), (int)atomic_load(&failpoint_page->signal));
 }

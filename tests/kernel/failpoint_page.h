@@ -18,7 +18,7 @@ typedef struct failpoint_plan {
     _Atomic int32_t pid;        /* in this process only; 0: in any */
     _Atomic uint32_t signal;    /* that the process sends itself */
     _Atomic uint32_t countdown; /* at the hit that makes it zero */
-    uint32_t reserved;
+    _Atomic uint32_t struck;    /* the process that the signal went to */
     struct {
         _Atomic uint64_t name; /* hash; 0: empty */
         _Atomic uint64_t hits;

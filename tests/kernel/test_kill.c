@@ -1,9 +1,11 @@
-/* kill -9 at every failpoint of every operation; the survivor checks, reaps and goes on.
+/* kill -9 and SIGSTOP at every failpoint of every operation; the survivor checks, reaps and goes on.
  *
  * A scenario runs in a child process. First nobody is killed and the page counts who came by;
  * then, for each failpoint and several of its hits, another child runs the same and dies there.
  * After each death the survivor's own objects must be whole, the check must find no fault before
- * and after the reaping, and nothing of the dead may be left.
+ * and after the reaping, and nothing of the dead may be left. Whoever is only stopped keeps what it has, costs
+ * the others an error if it has the mutex, and ends its work when it is let go on. At last members crash one after
+ * another at any place in one store: MP_CRASHES=n times.
  */
 #define _GNU_SOURCE
 #include <signal.h>
@@ -19,14 +21,20 @@
 #define NAMES (sizeof names / sizeof *names)
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
 #define HITS 2u
+#define STOPS 1u
+#define CRASHES 50u
 #else
 #define HITS 12u
+#define STOPS 2u
+#define CRASHES 200u
 #endif
+#define STOPPED_PATIENCE_NS 2000000
 
 static const char *const names[] = {
 #include "failpoint_names.h"
 };
 static uint32_t deaths[NAMES];
+static uint32_t stops[NAMES];
 static uint8_t with_mutex[NAMES]; /* a death with the mutex in hand, without it, or both */
 
 enum mutex { held = 1, free_of_it = 2, either = 3 };
@@ -71,13 +79,48 @@ static void kill_at(uint32_t index, uint32_t hit, void (*before)(void), void (*b
     survive();
 }
 
-static void kill_everywhere(void (*before)(void), void (*body)(void)) {
-    uint64_t counts[NAMES];
+/* What the others see of somebody who stands still in the middle: the mutex is taken, or everything is in order. */
+static void look_at_stopped(pid_t pid) {
+    mp_code code = mp_lock(&self, STOPPED_PATIENCE_NS);
+    if (code == MP_OK) {
+        mp_unlock(&self);
+        fixture_check(&self);
+    } else {
+        CHECK_EQ(code, MP_BUSY);
+        CHECK(self.busy_pid == (uint32_t)pid || self.busy_pid == 0); /* it attaches, and has no name yet */
+    }
+    int64_t patience = self.patience_ns;
+    self.patience_ns = STOPPED_PATIENCE_NS;
+    CHECK_EQ(mp_reap_dead(&self), 0);
+    self.patience_ns = patience;
+}
+
+static void stop_at(uint32_t index, uint32_t hit, void (*body)(void)) {
+    int status;
+    failpoint_arm(names[index], hit, SIGSTOP, 0);
+    pid_t pid = start(body);
+    CHECK_EQ(waitpid(pid, &status, WUNTRACED), pid);
+    if (failpoint_disarm() && WIFSTOPPED(status)) {
+        stops[index]++;
+        look_at_stopped(pid);
+        kill(pid, SIGCONT);
+        CHECK_EQ(waitpid(pid, &status, 0), pid);
+    }
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    survive();
+}
+
+static void count_hits(void (*before)(void), void (*body)(void), uint64_t counts[NAMES]) {
     if (before) before();
     failpoint_forget_hits();
     run(body);
     for (uint32_t i = 0; i < NAMES; i++) counts[i] = failpoint_hits(names[i]);
     survive();
+}
+
+static void kill_everywhere(void (*before)(void), void (*body)(void)) {
+    uint64_t counts[NAMES];
+    count_hits(before, body, counts);
     for (uint32_t i = 0; i < NAMES; i++) {
         uint32_t last = 0;
         for (uint32_t h = 1; h <= HITS && counts[i] != 0; h++) {
@@ -85,6 +128,16 @@ static void kill_everywhere(void (*before)(void), void (*body)(void)) {
             uint32_t hit = h <= HITS / 2 ? h : 1 + (uint32_t)((counts[i] - 1) * h / HITS);
             if (hit > last && hit <= counts[i]) kill_at(i, last = hit, before, body);
         }
+    }
+}
+
+/* The first and the last time that somebody comes by. */
+static void stop_everywhere(void (*body)(void)) {
+    uint64_t counts[NAMES];
+    count_hits(NULL, body, counts);
+    for (uint32_t i = 0; i < NAMES; i++) {
+        if (counts[i] != 0) stop_at(i, 1, body);
+        if (counts[i] > 1 && STOPS > 1) stop_at(i, (uint32_t)counts[i], body);
     }
 }
 
@@ -323,27 +376,47 @@ static void kill_around_a_fork(void) {
     close_store();
 }
 
-/* A member that is only stopped, with the mutex in hand, costs the others an error. */
-static void a_stopped_holder_is_named(void) {
-    int status;
+static void stop_in_any_operation(void) {
+    static void (*const bodies[])(void) = {anything, rarities, containers, movers};
+    for (uint32_t i = 0; i < sizeof bodies / sizeof *bodies; i++) {
+        open_store(6 << 20);
+        stop_everywhere(bodies[i]);
+        close_store();
+    }
+}
+
+/* Nobody restarts the store, and only now and then somebody reaps. */
+static void crash_again_and_again(void) {
+    static void (*const bodies[])(void) = {anything, reap, fork_on, leave_ruins};
+    const char *wanted = getenv("MP_CRASHES");
+    uint32_t crashes = 0, goal = wanted ? (uint32_t)atoi(wanted) : CRASHES, high[3] = {0};
     open_store(6 << 20);
-    failpoint_arm("draft.held", 1, SIGSTOP, 0);
-    pid_t pid = start(anything);
-    CHECK_EQ(waitpid(pid, &status, WUNTRACED), pid);
-    CHECK(WIFSTOPPED(status));
-    CHECK_EQ(mp_lock(&self, 20000000), MP_BUSY);
-    CHECK_EQ(self.busy_pid, pid);
-    CHECK_EQ(mp_reap_dead(&self), 0);
-    kill(pid, SIGCONT);
-    CHECK_EQ(wait_for_all(), 0);
+    mp_pool *pools[] = {&self.header->pool_entries, &self.header->pool_tokens, &self.header->pool_segments};
+    while (crashes < goal) {
+        uint32_t index = (uint32_t)random_below(&survivor.random, NAMES);
+        uint32_t hit = 1 + (uint32_t)random_below(&survivor.random, 8);
+        salt++;
+        if (run_until_killed(bodies[random_below(&survivor.random, sizeof bodies / sizeof *bodies)], names[index], hit)) {
+            deaths[index]++;
+            crashes++;
+        }
+        if (random_below(&survivor.random, 16) != 0) continue;
+        survive();
+        for (uint32_t i = 0; i < 3; i++) { /* what was used once is used again */
+            if (crashes < goal / 4) high[i] = 2 * atomic_load(&pools[i]->high);
+            CHECK(atomic_load(&pools[i]->high) <= high[i]);
+        }
+    }
     survive();
     close_store();
+    check_count("crashes in a row, in one store", crashes);
 }
 
 static void every_failpoint_has_killed(void) {
-    uint32_t missing = 0, all = 0;
-    for (uint32_t i = 0; i < NAMES; i++) all += deaths[i];
+    uint32_t missing = 0, all = 0, stopped = 0;
+    for (uint32_t i = 0; i < NAMES; i++) all += deaths[i], stopped += stops[i];
     check_count("kill -9 at a failpoint, in C", all);
+    check_count("SIGSTOP at a failpoint, in C", stopped);
     check_count("failpoints", NAMES);
     for (uint32_t i = 0; i < NAMES; i++) {
         if (deaths[i] != 0) continue;
@@ -373,7 +446,6 @@ int main(int argc, char **argv) {
     everything_ran = check_everything();
     processes_begin();
     failpoint_share();
-    RUN(a_stopped_holder_is_named);
     RUN(kill_in_any_operation);
     RUN(kill_under_pressure);
     RUN(kill_in_rare_operations);
@@ -383,6 +455,8 @@ int main(int argc, char **argv) {
     RUN(kill_while_reaping);
     RUN(kill_while_repairing);
     RUN(kill_around_a_fork);
+    RUN(stop_in_any_operation);
+    RUN(crash_again_and_again);
     RUN(every_failpoint_has_killed);
     RUN(every_step_is_as_the_table_says);
     return 0;
