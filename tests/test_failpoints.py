@@ -10,6 +10,7 @@ meanwhile the survivor reads, and when they go on they end their work.
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import random
@@ -135,6 +136,25 @@ def wait_for_room(own: Any) -> None:
     assert len(filling) == 4
 
 
+def shrink(own: Any) -> None:
+    own.refs = None
+    assert own.store._shrink(1 << 40) > 0
+
+
+def restore_in_vain(own: Any) -> None:
+    """The disk fails for a while."""
+    reader = own.store._restore._reader
+    reader.read_into = fail
+    with suppress(OSError):
+        own.refs[0].get()
+    del reader.read_into
+    assert own.refs[0].get()[-1] == 1
+
+
+def fail(*_: Any, **__: Any) -> None:
+    raise OSError(errno.EIO, "the disk fails")
+
+
 def move(own: Any) -> None:
     """Objects out of sparse blocks."""
     assert own.store._room._empty_blocks(1 << 20) > 0
@@ -212,8 +232,10 @@ def with_dead(own: Any) -> None:
     if pid == 0:
         own.draft = own.store.create(50_000, "u1")
         own.refs.append(own.store.put([own.refs[0]]))
-        own.store.spill(own.refs[-1])
-        os._exit(0)
+        own.refs.append(own.store.put(np.ones(20_000)))
+        own.store.spill(own.refs[-2:])
+        own.store._restore._reader.read_into = lambda *_, **__: os._exit(0)
+        own.refs[-1].get()
     os.waitpid(pid, 0)
 
 
@@ -223,6 +245,12 @@ class Operation(NamedTuple):
     reaches: set[str]
     """Some that it must come by, or it does not do what it is here for."""
 
+
+ELSEWHERE = {
+    *("lock.repair", "rebuild.entries", "rebuild.edges", "rebuild.segments", "rebuild.arena"),
+    *("arena.rebuild.forgotten", "arena.rebuild.adopted", "reap.blocks", "arena.reclaim.given"),
+}
+"""Where only comes by who follows somebody that died inside the kernel: tests/kernel kills there."""
 
 OPERATIONS = [
     Operation(attach, None, {"slot.locked", "slot.mark"}),
@@ -248,9 +276,11 @@ OPERATIONS = [
     ),
     Operation(overflow, None, {"grow.planned", "grow.committed", "evict.spilled", "restore.filled"}),
     Operation(wait_for_room, None, {"queue.ticket", "queue.void"}),
+    Operation(shrink, with_objects, {"shrink.planned", "shrink.punched", "arena.punched.marked"}),
+    Operation(restore_in_vain, with_spilled, {"restore.begun", "restore.failed"}),
     Operation(move, with_sparse_blocks, {"move.evicting", "move.copied", "move.stored", "move.moved"}),
     Operation(lose, with_files_of_its_own, {"restore.begun", "bury.place", "place.freed"}),
-    Operation(tidy, with_dead, {"reap.marked", "reap.entry", "reap.done"}),
+    Operation(tidy, with_dead, {"reap.marked", "reap.entry", "reap.restore", "reap.done"}),
     Operation(reclaim, with_sparse_files, {"place.move.decided", "segment.punched"}),
     Operation(close, with_objects, {"drop.bit", "reap.marked", "reap.done"}),
 ]
@@ -390,6 +420,10 @@ def spread(count: int, hits_max: int) -> list[int]:
     return sorted({1 + (count - 1) * step // max(1, steps - 1) for step in range(steps)})
 
 
+seen: set[str] = set()
+ran: set[str] = set()
+
+
 def test_the_hits_that_are_chosen() -> None:
     assert spread(1, 2) == [1] and spread(9, 2) == [1, 9] and spread(9, 1) == [1]
     assert spread(5, 40) == [1, 2, 3, 4, 5] and len(spread(1000, 40)) == 40
@@ -401,6 +435,8 @@ def test_kill_and_stop(pond: Pond, page: Page, operation: Operation, tally: Coun
     survivor.run(page, page.forget)
     reached = page.hits()
     assert operation.reaches <= reached.keys() <= set(names())
+    seen.update(reached)
+    ran.add(operation.act.__name__)
     survivor.expect_nothing_left()
     missed, deaths = [], 0
     for point, count in reached.items():
@@ -419,3 +455,8 @@ def test_kill_and_stop(pond: Pond, page: Page, operation: Operation, tally: Coun
     survivor.close()
     tally["kill -9 at a failpoint, from Python"] += deaths - len(missed)
     tally["SIGSTOP at a failpoint, from Python"] += stops
+
+
+def test_every_failpoint_was_reached() -> None:
+    if len(ran) == len(OPERATIONS):
+        assert set(names()) - seen == ELSEWHERE

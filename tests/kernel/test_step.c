@@ -497,7 +497,16 @@ static void kill_between_any_two_instructions(void) {
     for (uint32_t i = 0; i < sizeof operations / sizeof *operations; i++) die_in(&operations[i], samples);
 }
 
+/* A fill by one instruction stops after each byte: the C library is told to use many instead. */
+static void without_repeated_instructions(char **argv) {
+    static const char *const name = "GLIBC_TUNABLES";
+    if (getenv(name)) return;
+    setenv(name, "glibc.cpu.x86_rep_stosb_threshold=1000000000:glibc.cpu.x86_rep_movsb_threshold=1000000000", 1);
+    execv("/proc/self/exe", argv);
+}
+
 int main(int argc, char **argv) {
+    without_repeated_instructions(argv);
     check_arguments(argc, argv);
     processes_begin();
 #ifdef SKIPPED
