@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import threading
 from collections import Counter
 from collections.abc import Generator, Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import millpond
+from failpoints import BUILD, Page
 from millpond.eviction import limits
 from ponds import Pond
 from proof import write_counts
@@ -78,3 +80,15 @@ def _new_descriptors(before: set[str]) -> set[str]:
 def store(pond: Pond) -> millpond.Store:
     """A store of 64 MiB."""
     return pond.store()
+
+
+@pytest.fixture
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Page]:
+    """Orders for the failpoints of the programs that the test starts, which run the second build."""
+    if not (BUILD / "millpond" / "hot.pyi").exists():
+        pytest.fail(f"{BUILD} is not there: `make failpoints` builds it")
+    page = Page(tmp_path / "page")
+    monkeypatch.setenv("MILLPOND_FAILPOINT_PAGE", str(page.path))
+    monkeypatch.setattr(sys, "path", [str(BUILD), *sys.path])
+    yield page
+    page.close()

@@ -42,7 +42,10 @@ PARTS: Final = (
     Part("tables", f"{BUILD} && MP_ROUNDS=1000000 build/kernel-tests/plain/test_hostile --counts {{counts}}"),
     Part("mutants", f"{sys.executable} tests/kernel/mutants.py --counts {{counts}}"),
     Part("protocols", f"cd tests && {sys.executable} -m explorer --counts {{counts}}"),
-    Part("failpoints", f"MILLPOND_NIGHTLY=1 {PYTEST} tests/test_failpoints.py --counts {{counts}}"),
+    Part(
+        "failpoints",
+        f"MILLPOND_NIGHTLY=1 {PYTEST} tests/test_failpoints.py tests/test_stopped.py --counts {{counts}}",
+    ),
     Part("model", f"MILLPOND_NIGHTLY=1 {PYTEST} tests/test_model.py --counts {{counts}}"),
     Part("storm", f"{sys.executable} tests/storm.py --seconds 300 --counts {{counts}}"),
 )

@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +29,7 @@ import psutil
 import pytest
 
 import millpond
-from failpoints import BUILD, Page, names
+from failpoints import Page, names
 from ponds import Pond, residue
 from workers import Worker, wait_until
 
@@ -334,17 +334,6 @@ def run_on(own: Any) -> int:
 
 
 # --- and the survivor ---
-
-
-@pytest.fixture
-def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Page]:
-    if not (BUILD / "millpond" / "hot.pyi").exists():
-        pytest.fail(f"{BUILD} is not there: `make failpoints` builds it")
-    page = Page(tmp_path / "page")
-    monkeypatch.setenv("MILLPOND_FAILPOINT_PAGE", str(page.path))
-    monkeypatch.setattr(sys, "path", [str(BUILD), *sys.path])  # of the programs that we start
-    yield page
-    page.close()
 
 
 class Survivor:
