@@ -11,7 +11,7 @@ SOURCES := setup.py $(shell find src/millpond -name '*.py' -o -name '*.pyi' -o -
 KERNEL := $(wildcard src/millpond/kernel/*.c)
 STRICT := -O2 -std=gnu11 -Wall -Wextra -Werror -fvisibility=hidden -pthread -Isrc/millpond/kernel
 
-.PHONY: help bench-engines venv wheel sdist demo test test-wheel test-sdist docs nightly check check-style check-types check-kernel check-instructions failpoints proof storm soak bench bench-peers stress clean
+.PHONY: help bench-engines venv wheel sdist demo test test-wheel test-sdist docs pictures nightly check check-style check-types check-kernel check-instructions failpoints proof storm soak bench bench-peers stress clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ build/docs/installed: $(VENV)/wheel/built
 docs: build/docs/installed ## build the documentation as a site, in build/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 build/docs/bin/mkdocs build --quiet --strict --clean
 	@! grep -rnoE '(src|href)="(https?:)?//[^"]+[.](js|css|woff2?|png|svg)"' build/site --include='*.html'
+
+pictures: venv ## draw the pictures of docs/observing.md anew, from a run of seven seconds
+	$(BIN)/python docs/pictures/draw.py
 
 demo: venv ## ten processes share one array; then more data than memory
 	$(BIN)/millpond demo

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
 import pty
 import select
@@ -18,7 +19,7 @@ import pytest
 from rich.console import Console
 
 import millpond
-from millpond.observe.top import Rates, frame, look
+from millpond.observe.top import Rates, _program, frame, look
 from ponds import Pond
 
 COMMAND = [sys.executable, "-m", "millpond.cli.main", "top"]
@@ -92,6 +93,18 @@ def test_an_object_that_goes_meanwhile(store: millpond.Store, monkeypatch: pytes
     del view, ref
 
 
+def test_children_of_multiprocessing_are_told_by_their_parent() -> None:
+    child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    child.start()
+    try:
+        assert child.pid is not None
+        assert _program(child.pid).endswith(f", child of {os.getpid()}")
+    finally:
+        child.kill()
+        child.join()
+    assert _program(child.pid) == ""
+
+
 def test_once_where_there_is_no_terminal(pond: Pond, tmp_path: Path) -> None:
     store = pond.store(name="shown")
     ref = store.put(np.ones(1000), name="it")
@@ -101,6 +114,7 @@ def test_once_where_there_is_no_terminal(pond: Pond, tmp_path: Path) -> None:
     assert "it" in output and "\x1b" not in output
     subprocess.run([*command, "--svg", str(svg)], capture_output=True, check=True)
     assert svg.read_text().startswith("<svg") and "shown" in svg.read_text()
+    assert "url(http" not in svg.read_text().replace('"', "")
     del ref
 
 

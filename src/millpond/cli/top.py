@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import time
+from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
@@ -39,8 +41,14 @@ def run(args: argparse.Namespace) -> int:
         with contextlib.suppress(KeyboardInterrupt, StoreClosedError):
             _draw(store, out, args)
     if args.svg:
-        out.save_svg(args.svg, title=f"millpond top {args.store or ''}".strip())
+        save_svg(out, args.svg, f"millpond top {args.store or ''}".strip())
     return 0
+
+
+def save_svg(out: Console, path: str | os.PathLike[str], title: str) -> None:
+    """What a recording console has printed, as a picture that fetches no fonts from elsewhere."""
+    picture = re.sub(r"@font-face \{.*?\}\s*", "", out.export_svg(title=title), flags=re.DOTALL)
+    Path(path).write_text(picture)
 
 
 def _draw(store: Store, out: Console, args: argparse.Namespace) -> None:

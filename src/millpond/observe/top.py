@@ -30,6 +30,8 @@ HISTORY = 30
 BARS = " ▁▂▃▄▅▆▇█"
 MEMORY_WIDTH = 50
 PROGRAM_WIDTH = 60
+ID_WIDTH = 16
+"""So that the columns of all tables of objects stand below each other."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,10 @@ def look(store: Store) -> Look:
 def _program(pid: int) -> str:
     """How a process was started, in short; empty if it has gone or is not ours to ask."""
     try:
-        words = psutil.Process(pid).cmdline()
+        process = psutil.Process(pid)
+        words = process.cmdline()
+        if "--multiprocessing-fork" in words:  # the rest of its words is the same for all such children
+            return f"{os.path.basename(words[0])}, child of {process.ppid()}"
     except psutil.Error:
         return ""
     return shortened(" ".join([os.path.basename(words[0]), *words[1:]]), PROGRAM_WIDTH) if words else ""
@@ -213,6 +218,7 @@ def _objects(title: str, now: Look, objects: list[ObjectInfo]) -> Table:
         "name",
         left=("state", "pinned by", "name"),
     )
+    table.columns[0].min_width = ID_WIDTH
     for info in objects:
         holdings = now.pinned_by.get(info.id, ())
         table.add_row(
