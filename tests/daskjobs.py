@@ -28,6 +28,11 @@ def total(array: Array) -> tuple[float, bool]:
     return float(array.sum()), array.flags.writeable
 
 
+def writable(block: Array) -> Any:
+    """Of an array's block, as a block."""
+    return np.array([[block.flags.writeable]])
+
+
 def nested(n: int) -> dict[str, Any]:
     """A table of which a slice is kept, in a dict: no top-level array, and one with gaps."""
     table = pd.DataFrame({"a": np.arange(n), "b": np.arange(n) * 0.5})
@@ -60,6 +65,12 @@ def limits(dask_worker: Any) -> tuple[int, int | None]:
     """Of the worker's store."""
     stats = millpond.connect(dask_worker.data.address).stats()
     return stats.memory_limit, stats.spill_limit
+
+
+def kept(dask_worker: Any) -> tuple[str, list[int]]:
+    """(address of the worker's store, holders of each of its objects)."""
+    store = millpond.connect(dask_worker.data.address)
+    return store.address, sorted(info.holders for info in store.objects())
 
 
 class Counter:

@@ -134,6 +134,22 @@ def test_more_than_memory(client: Client, store: millpond.Store) -> None:
     assert stats.spilled_bytes_total > LIMIT and stats.committed_bytes <= LIMIT
 
 
+def test_xarray(client: Client, store: millpond.Store, workers: list[str]) -> None:
+    xarray = pytest.importorskip("xarray", reason="xarray is not installed")
+    grid = xarray.DataArray(np.arange(4.0 * BIG).reshape(4, BIG), dims=("time", "x"), name="grid")
+    chunked = xarray.Dataset({"grid": grid, "mask": grid > 7}).chunk(time=1).persist()
+    wait(chunked)
+    assert store.stats().memory_bytes >= 4 * BIG * 9 and 8 <= len(store) <= 9  # chunks; maybe their source
+    means = chunked["grid"].where(chunked["mask"], 0).mean("x").compute()
+    assert float(means[-1]) == float(grid[-1].mean())
+    writable = chunked["grid"].data.map_blocks(daskjobs.writable, dtype=bool, chunks=(1, 1)).compute()
+    assert not writable.any()
+    attach(client)
+    row = chunked["grid"].isel(time=2).data
+    assert not client.compute(row).result().flags.writeable and float(row[-1].compute()) == 3 * BIG - 1
+    del chunked, row
+
+
 def test_shared_pages_are_nobodys_own(client: Client, store: millpond.Store, workers: list[str]) -> None:
     futures = client.map(daskjobs.ones, [1_000_000] * 6, pure=False, workers=workers[0])
     wait(futures)

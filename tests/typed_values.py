@@ -112,6 +112,12 @@ ROWS = [
         "scipy.sparse",
     ),
     Row("xarray `DataArray`, `Dataset`", VIEW, lambda xr: xr.DataArray(numbers()), "xarray"),
+    Row(
+        "xarray over dask chunks",
+        "the graph is stored, and its arrays are the store's; [workers](guides/dask.md) share each chunk",
+        lambda da: importlib.import_module("xarray").DataArray(numbers()).chunk(dim_0=COUNT // 4),
+        "dask.array",
+    ),
     Row("torch `Tensor`", "torch pickles in-band", lambda torch: torch.zeros(2 * COUNT), "torch"),
     Row(
         "torch `Tensor`, ten of two million numbers",

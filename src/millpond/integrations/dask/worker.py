@@ -91,8 +91,8 @@ async def _gather_dep(
 
 def _get_data(data: WorkerData, get_data: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     async def get_places_or_bytes(comm: Any, keys: Collection[Any], **kwargs: Any) -> Any:
-        worker, client = (takes_places(comm, role, data.uuid) for role in (WORKER, CLIENT))
-        async with data.prepare(keys, place=worker or client, load=not worker):
+        place = any(takes_places(comm, role, data.uuid) for role in (WORKER, CLIENT))
+        async with data.prepare(keys, place=place, load=not place):
             return await get_data(comm, keys, **kwargs)
 
     return get_places_or_bytes
