@@ -25,7 +25,6 @@ class Watch:
         self._thread = threading.Thread(target=self._sample, name="watch", daemon=True)
         self.peak_bytes = 0
         self.limit_bytes = store.memory_limit
-        self.samples = 0
 
     @property
     def fault(self) -> str:
@@ -53,6 +52,5 @@ class Watch:
         try:
             while not self._over.wait(INTERVAL_S):
                 self.peak_bytes = max(self.peak_bytes, self._store.stats().committed_bytes)
-                self.samples += 1
         except BaseException as error:
             self._error = error
