@@ -11,7 +11,7 @@ SOURCES := setup.py $(shell find src/millpond -name '*.py' -o -name '*.pyi' -o -
 KERNEL := $(wildcard src/millpond/kernel/*.c)
 STRICT := -O2 -std=gnu11 -Wall -Wextra -Werror -fvisibility=hidden -pthread -Isrc/millpond/kernel
 
-.PHONY: help bench-engines venv wheel sdist demo test test-wheel test-sdist docs pictures nightly check check-style check-types check-kernel check-instructions failpoints proof storm soak bench bench-peers stress clean
+.PHONY: help bench-choices bench-engines venv wheel sdist demo test test-wheel test-sdist docs pictures nightly check check-style check-types check-kernel check-instructions failpoints proof storm soak bench bench-peers stress clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -132,15 +132,19 @@ bench-engines: venv ## moves between Dask workers, a shuffle of 4 GiB under 1 Gi
 	$(BIN)/python benchmarks/dask_moves.py --shuffle
 	$(BIN)/python benchmarks/joblib_memory.py
 
-bench: venv ## run the benchmarks; tables on the screen, JSON in benchmarks/results
+bench: venv ## run the benchmarks (a quarter of an hour): JSON in benchmarks/results, the table of bars in docs/performance.md
 	$(BIN)/python benchmarks/small.py
 	$(BIN)/python benchmarks/large.py
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/references.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/tails.py
 	$(BIN)/python benchmarks/moving.py
 	$(BIN)/python benchmarks/spill.py
 	$(BIN)/python benchmarks/restore.py
+	$(BIN)/python benchmarks/table.py --write docs/performance.md
+
+bench-choices: venv ## every codec on several kinds of data, every eviction policy on traces
 	$(BIN)/python benchmarks/codecs.py
 	$(BIN)/python benchmarks/eviction.py --real
 

@@ -69,14 +69,21 @@ def puts(store: millpond.Store) -> Callable[[], float]:
     return per_call(calls)
 
 
-def loads(count: int) -> Callable[[], float]:
-    """Random loads of pickles in a list: what the processor's caches alone make of it."""
-    pickles = [pickle.dumps({**VALUE, "id": i}) for i in range(count)]
-    chosen = [pickles[i] for i in order(count)]
+def loads(count: int, value: Any) -> Callable[[], float]:
+    """The same without a store, over pickles, or the bytes of arrays, in a list."""
+    if isinstance(value, np.ndarray):
+        stored = [value.tobytes() for _ in range(count)]
+
+        def load(data: bytes) -> object:
+            return np.frombuffer(data)
+    else:
+        stored = [pickle.dumps({**value, "id": i}) for i in range(count)]
+        load = pickle.loads
+    chosen = [stored[i] for i in order(count)]
 
     def calls() -> None:
         for data in chosen:
-            pickle.loads(data)
+            load(data)
 
     return per_call(calls)
 
@@ -86,11 +93,11 @@ def objects(store: millpond.Store, many: int) -> tuple[dict[str, dict[str, Timin
     results, overhead = {}, 0.0
     for what, value in (("dict", VALUE), ("array of 100 B", np.arange(12.0))):
         few = [store.put(value) for _ in range(FEW)]
-        among_few = timings({"get": reads(store, few), "put": puts(store), "loads": loads(FEW)}, 7)
+        among_few = timings({"get": reads(store, few), "put": puts(store), "loads": loads(FEW, value)}, 7)
         before = store.stats()
         refs = [store.put(value) for _ in range(many)]
         after = store.stats()
-        among_many = timings({"get": reads(store, refs), "put": puts(store), "loads": loads(many)}, 7)
+        among_many = timings({"get": reads(store, refs), "put": puts(store), "loads": loads(many, value)}, 7)
         results[what] = {f"{key}, {FEW:,}": timing for key, timing in among_few.items()}
         results[what].update({f"{key}, {many:,}": timing for key, timing in among_many.items()})
         taken = after.table_bytes - before.table_bytes + after.live_bytes - before.live_bytes
