@@ -5,13 +5,14 @@ Each row is a run of `millpond stress` (every byte verified):
 - default limits in a memory cgroup of 512 MiB,
 - the same in a cgroup of 4 GiB, beside a program that eats until 1 GiB is left, then until less is left than
   the floor that stores keep free, lets go, and begins again,
+- with `--only machine`, the same in a cgroup of all memory that this machine has left, but for 1 GiB,
 - the limit halved and doubled every second.
 
 And eight processes that put and get objects which fit into memory, then 10 % more than fit, then ten times
 as many: all must finish; the slowest single call is printed. Cgroups (version 1 or 2) are made below that of
 this process, which needs root; without, those rows say so. Prints Markdown; exit status 0 if all is sound.
 
-Run: python benchmarks/pressure.py [--seconds 30] [--only cgroup|beside|vary|eight]
+Run: python benchmarks/pressure.py [--seconds 30] [--only cgroup|beside|machine|vary|eight]
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ from millpond.units import format_bytes
 
 MIB, GIB = 1 << 20, 1 << 30
 LEFT = GIB
+LET_GO = 700 * MIB
+"""When the machine has no more than this, the program that eats memory lets go at once: others live here."""
+HOLD_S = 3.0
 
 
 class Group:
@@ -103,15 +107,21 @@ def group(limit: int) -> Iterator[Group]:
 
 
 class Sampler(threading.Thread):
-    """Notes what the system counts for the arena of a process, without becoming a member of its store."""
+    """Notes what the system counts for the arena of a process, without becoming a member of its store; and
+    the least that was left."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, inside: Group | None) -> None:
         super().__init__(daemon=True)
-        self._fds, self._over = Path(f"/proc/{pid}/fd"), threading.Event()
+        self._fds, self._inside, self._over = Path(f"/proc/{pid}/fd"), inside, threading.Event()
         self.committed: list[int] = []
+        self.left = available()
+        self.left_inside = inside.limit if inside else 0
 
     def run(self) -> None:
         while not self._over.wait(0.05):
+            self.left = min(self.left, available())
+            if self._inside is not None:
+                self.left_inside = min(self.left_inside, self._inside.limit - self._inside.used)
             with suppress(OSError):
                 for fd in self._fds.iterdir():
                     if "millpond-arena-" in os.readlink(fd):
@@ -143,28 +153,36 @@ def stress(*options: str, inside: Group | None = None) -> tuple[int, str, Sample
         stderr=subprocess.STDOUT,
         text=True,
     )
-    sampler = Sampler(process.pid)
+    sampler = Sampler(process.pid, inside)
     sampler.start()
     output, _ = process.communicate()
     sampler.end()
     return process.returncode, output, sampler
 
 
-def eat(left: int, group: Group) -> None:
-    """Takes memory until so much of the cgroup is left, then more, lets go; again, three seconds each."""
+def eat(group: Group) -> None:
+    """Takes memory until LEFT of the cgroup is left, then less than stores keep free, lets go; and again."""
     group.enter()
-    floor = 128 * MIB
+    Path("/proc/self/oom_score_adj").write_text("1000")  # if anything must be killed, then this
     eaten: list[np.ndarray] = []
     while True:
-        for goal in (left, floor):
-            until = time.monotonic() + 3
-            while time.monotonic() < until:
-                if group.limit - group.used > goal:
+        for left in (LEFT, 128 * MIB):
+            hold_until = float("inf")
+            while time.monotonic() < hold_until and available() > LET_GO:
+                if group.limit - group.used > left:
                     eaten.append(np.ones(2 * MIB, "u8"))
                 else:
+                    hold_until = min(hold_until, time.monotonic() + HOLD_S)
                     time.sleep(0.02)
         eaten.clear()
-        time.sleep(3)
+        time.sleep(HOLD_S)
+
+
+def available() -> int:
+    """Bytes that this machine has left."""
+    found = re.search(r"^MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(), re.M)
+    assert found is not None
+    return int(found[1]) << 10
 
 
 def row(what: str, status: int, output: str, sampler: Sampler, inside: Group | None) -> list[str]:
@@ -177,6 +195,7 @@ def row(what: str, status: int, output: str, sampler: Sampler, inside: Group | N
     return [
         what,
         format_bytes(inside.limit) if inside else "none",
+        f"{format_bytes(sampler.left_inside)}, {format_bytes(sampler.left)}" if inside else "",
         f"{format_bytes(min(seen))} to {format_bytes(max(seen))}",
         str(sampler.turns),
         str(kills),
@@ -194,9 +213,19 @@ def in_cgroup(seconds: int) -> list[str]:
 
 def beside_an_eater(seconds: int) -> list[str]:
     """Another program's memory comes and goes."""
-    options = ["--memory", "default", "--data", "2GiB", "--largest", "16MiB", "--processes", "3"]
-    with group(4 * GIB) as inside:
-        eater = multiprocessing.get_context("fork").Process(target=eat, args=(LEFT, inside), daemon=True)
+    return beside(seconds, 4 * GIB, "2GiB")
+
+
+def on_a_full_machine(seconds: int) -> list[str]:
+    """The same until the machine has 1 GiB left. The cgroup bounds the harm: what is killed is ours."""
+    return beside(seconds, available() - LEFT, "8GiB")
+
+
+def beside(seconds: int, limit: int, data: str) -> list[str]:
+    """Stress with default limits and a program that eats memory, in one cgroup."""
+    options = ["--memory", "default", "--data", data, "--largest", "16MiB", "--processes", "3"]
+    with group(limit) as inside:
+        eater = multiprocessing.get_context("fork").Process(target=eat, args=(inside,), daemon=True)
         eater.start()
         try:
             found = stress(*options, "--seconds", str(seconds), inside=inside)
@@ -267,23 +296,28 @@ def eight(share: float, seconds: float) -> list[str]:
     ]
 
 
+RUNS = {"cgroup": in_cgroup, "beside": beside_an_eater, "vary": varied}
+
+
 def main() -> int:
     """The runs, two tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seconds", type=int, default=30, help="of each run (%(default)s)")
-    parser.add_argument("--only", choices=("cgroup", "beside", "vary", "eight"))
+    parser.add_argument("--only", choices=(*RUNS, "machine", "eight"))
     args = parser.parse_args()
     rows, tables = [], {}
-    for name, run in (("cgroup", in_cgroup), ("beside", beside_an_eater), ("vary", varied)):
+    chosen = {"machine": on_a_full_machine} if args.only == "machine" else RUNS
+    for name, run in chosen.items():
         if args.only in (None, name):
             try:
                 rows.append(run(args.seconds))
             except OSError as error:
-                rows.append([name, "", "", "", "", f"skipped: {error}"])
+                rows.append([name, "", "", "", "", "", f"skipped: {error}"])
     if rows:
-        header = ["stress", "cgroup", "committed", "shrank and grew again", "OOM kills", "verdict"]
+        header = ["stress", "cgroup", "least left there, on the machine", "committed"]
+        header += ["shrank and grew again", "OOM kills", "verdict"]
         print(markdown(header, rows))
         tables["stress"] = rows
     if args.only in (None, "eight"):
