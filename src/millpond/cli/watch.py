@@ -1,4 +1,4 @@
-"""A thread that watches a store's committed memory while others work."""
+"""Whether a limit holds: a thread that watches a store's committed memory while others work."""
 
 from __future__ import annotations
 

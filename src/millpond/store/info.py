@@ -1,8 +1,8 @@
-"""What a store tells about itself: the two frozen records that `stats()` and `objects()` give.
+"""The frozen records in which a store tells about itself: those of `stats()`, `objects()` and `refs()`.
 
 Invariants: plain data, every size in bytes and every time in seconds; a record never changes and
 refers to nothing, so it can be kept, pickled and compared after its store is closed.
-Not here: how the numbers are gathered (the store), how they are shown (`millpond.observe`).
+Not here: how the numbers are gathered (inspection.py), how they are shown (`millpond.observe`).
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class Stats:
     """Private copies of reads that found no room in memory."""
 
     draft_objects: int
+    """Not sealed yet."""
     resident_objects: int
     """In memory only."""
     clean_objects: int
@@ -54,12 +55,16 @@ class Stats:
     spilled_objects: int
     """On disk only."""
     lost_objects: int
+    """Their bytes are gone, their refs are not."""
 
     spilled_bytes_total: int
-    """Bytes written to disk since the store was created, and so on for the next three."""
+    """Bytes written to disk since the store was created."""
     restored_bytes_total: int
+    """Bytes read back from disk since then."""
     spilled_objects_total: int
+    """Objects written to disk since then."""
     restored_objects_total: int
+    """Objects brought back into memory since then."""
     returned_bytes_total: int
     """Arena memory given back to the system."""
 
