@@ -32,15 +32,16 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MILLPOND_DIR", str(path))
         yield path
+        wait_until(lambda: list(path.glob("?" * 32)) == [])  # workers leave by themselves
     loky.get_reusable_executor(1).shutdown(wait=True, kill_workers=True)
 
 
 @pytest.fixture
 def store(registry: Path) -> Iterator[millpond.Store]:
-    """Afterwards nothing may be left in it, and the workers have gone by themselves."""
+    """Afterwards nothing may be left in it but the workers, which are on their way."""
     with millpond.Store("16MiB", spill_dir=registry.parent / "spill") as store:
         yield store
-        wait_until(lambda: residue(store) == {})
+        wait_until(lambda: residue(store).keys() <= {"other members"})
 
 
 @pytest.fixture
