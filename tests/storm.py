@@ -92,8 +92,9 @@ class Hand:
             outcome = "ok" if seed else "wrong"
         except millpond.ObjectDeletedError:
             outcome = "deleted"
-        except millpond.ObjectLostError:
+        except millpond.ObjectLostError as error:
             outcome = "lost"
+            print(error, file=sys.stderr, flush=True)  # the history knows no reasons
         except millpond.ObjectNotFoundError:
             outcome = "missing"
         except (millpond.MillpondError, OSError) as error:
