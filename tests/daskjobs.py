@@ -73,6 +73,11 @@ def kept(dask_worker: Any) -> tuple[str, list[int]]:
     return store.address, sorted(info.holders for info in store.objects())
 
 
+def loaded(dask_worker: Any) -> int:
+    """How many values of the store the worker itself has read."""
+    return sum(datum._alive is not None for datum in dask_worker.data._data.values())
+
+
 class Counter:
     """An actor."""
 

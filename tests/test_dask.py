@@ -118,6 +118,13 @@ def test_a_client_reads_in_place(client: Client, store: millpond.Store) -> None:
     assert array.sum() == BIG  # a view outlives its key
 
 
+def test_no_worker_loads_what_a_client_reads_in_place(client: Client, store: millpond.Store) -> None:
+    attach(client)
+    future = client.submit(daskjobs.ones, BIG)
+    array = future.result()
+    assert set(client.run(daskjobs.loaded).values()) == {0} and array.sum() == BIG
+
+
 def test_scattered_replicated_and_kept_by_an_actor(client: Client, store: millpond.Store) -> None:
     scattered = client.scatter(np.ones(BIG))
     client.replicate(scattered, 2)
