@@ -165,6 +165,9 @@ build/peers/%/installed:
 bench-peers: venv $(PEERS:%=build/peers/%/installed) ## the same work by Ray, Plasma, vineyard, Redis, joblib, Dask and the standard library
 	$(BIN)/python benchmarks/peers/run.py millpond=$(BIN)/python shared_memory=$(BIN)/python \
 		$(foreach peer,$(PEERS),$(peer)=build/peers/$(peer)/bin/python) --plot docs/pictures/get-latency.svg
+	$(BIN)/python benchmarks/peers/through.py millpond=$(BIN)/python lmdb=$(BIN)/python \
+		$(foreach peer,ray dask,$(peer)=build/peers/$(peer)/bin/python) --plot docs/pictures/through-memory.svg
+	$(BIN)/python benchmarks/table.py --write docs/performance.md
 
 stress: venv ## 20 GiB through 1 GiB for ten minutes, four processes, one killed every second (ARGS="--seconds 60")
 	$(BIN)/millpond stress --memory 1GiB --data 20GiB --processes 4 --seconds 600 --kill $(ARGS)

@@ -1,12 +1,12 @@
-"""How cost grows: with objects (a thousand to a million), with processes (one and two), with members.
+"""How cost grows: with objects (a thousand to a million), processes (one to eight) and members (to 250).
 
 Random access reads values in an order that no cache can guess; beside it the same order over a list of
-pickles, since a million of anything do not fit into a cache. Two processes work on objects of their own;
+pickles, since a million of anything do not fit into a cache. Processes work on objects of their own;
 beside them the same loops without a store. Memory for each object is what table and arena take beyond its
 stored bytes.
 Prints Markdown.
 
-Run: python benchmarks/scale.py [--objects 1000000] [--members 64]
+Run: python benchmarks/scale.py [--objects 1000000]
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ import millpond
 FEW = 1_000
 CALLS = 20_000
 VALUE = {"id": 4711, "name": "millpond", "scores": [1.5, 2.5], "ok": True}
-LOOP_S = 1.0
+LOOP_S = 0.5
+MEMBERS = (2, 64, 250)
+MEMBERS_OBJECTS = 20_000
+PROCESSES = (2, 4, 8)
 FORK = multiprocessing.get_context("fork")
 
 
@@ -137,7 +140,7 @@ def together(make: Callable[[], Callable[[], object]], processes: int) -> float:
 
 
 def processes(store: millpond.Store) -> dict[str, Timing]:
-    """How many times as much two processes do as one: with the store, and the same without one."""
+    """How many times as much several processes do as one: with the store, and the same without one."""
 
     def stored() -> Callable[[], object]:
         ref = store.put(VALUE)
@@ -147,36 +150,47 @@ def processes(store: millpond.Store) -> dict[str, Timing]:
         data = pickle.dumps(VALUE)
         return lambda: (pickle.dumps(VALUE), pickle.loads(data), dict(VALUE))
 
+    def gain(make: Callable[[], Callable[[], object]], count: int) -> float:
+        return together(make, count) / together(make, 1)
+
     return timings(
         {
-            "store": lambda: together(stored, 2) / together(stored, 1),
-            "private": lambda: together(private, 2) / together(private, 1),
+            f"{name}, {count}": lambda make=make, count=count: gain(make, count)
+            for count in PROCESSES
+            for name, make in (("store", stored), ("private", private))
         },
-        7,
+        5,
     )
 
 
 def members(store: millpond.Store, count: int) -> dict[str, float]:
     """Seconds: a fork that makes a member, an attach among so many, the reaping of one that was killed."""
-    ref = store.put(np.arange(1000.0))
+    refs = [store.put(np.arange(1000.0)) for _ in range(MEMBERS_OBJECTS)]
     pids = []
     start = time.perf_counter()
     for _ in range(count):
         pid = os.fork()
         if pid == 0:
-            view = ref.get()
+            view = refs[0].get()
             signal.pause()
             os._exit(int(view[0]))
         pids.append(pid)
     forked = (time.perf_counter() - start) / count
     attached = attach(store.address)
+    store._janitor.stop()  # it would reap in the background, as each of the others would
+    for signum in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in pids:
+            os.kill(pid, signum)
     for pid in pids:
-        os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     start = time.perf_counter()
-    while store.stats().members > 1:
-        store._reap()
-    return {"fork": forked, "attach": attached, "reap": (time.perf_counter() - start) / count}
+    count_reaped = store._reap()
+    reaped = (time.perf_counter() - start) / count_reaped
+    return {
+        f"a fork, of {count}": forked,
+        f"attaching beside {count}": attached,
+        f"reaping one of {count}, {MEMBERS_OBJECTS:,} objects": reaped,
+    }
 
 
 def attach(address: str) -> float:
@@ -202,12 +216,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--objects", type=int, default=1_000_000)
-    parser.add_argument("--members", type=int, default=64)
     args = parser.parse_args()
     with millpond.Store("2GiB", spill_limit=0) as store:
         access, overhead = objects(store, args.objects)
     with millpond.Store("256MiB", spill_limit=0) as store:
-        two, many = processes(store), members(store, args.members)
+        gains = processes(store)
+    many: dict[str, float] = {}
+    for count in MEMBERS:
+        with millpond.Store("256MiB", spill_limit=0) as store:
+            many |= members(store, count)
     rows = [
         [f"{what}: {key}", f"{timing.median * 1e6:.2f} us"]
         for what, found in access.items()
@@ -215,19 +232,15 @@ def main() -> None:
     ]
     rows += [
         ["memory for each object beyond its bytes", f"{overhead:.0f} B"],
-        [
-            "two processes do, of what one does",
-            f"{two['store'].median:.2f} ({two['store'].low:.2f}-{two['store'].high:.2f})",
-        ],
-        [
-            "the same loops without a store",
-            f"{two['private'].median:.2f} ({two['private'].low:.2f}-{two['private'].high:.2f})",
-        ],
-        *([f"{what}, {args.members} members", f"{seconds * 1e3:.2f} ms"] for what, seconds in many.items()),
+        *(
+            [f"gain over one process: {what}", f"{gain.median:.2f} ({gain.low:.2f}-{gain.high:.2f})"]
+            for what, gain in gains.items()
+        ),
+        *([what, f"{seconds * 1e3:.3f} ms"] for what, seconds in many.items()),
     ]
     print(markdown(["", "median"], rows))
     print("\n" + ", ".join(f"{name} {text}" for name, text in machine().items()))
-    results = {"access": access, "overhead": overhead, "processes": two, "members": many}
+    results = {"access": access, "overhead": overhead, "processes": gains, "members": many}
     print(f"saved to {save('scale', results)}")
 
 

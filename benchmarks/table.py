@@ -2,7 +2,8 @@
 
 Each row: what is measured and its bar in one line, the figure, the floor or limit beside it from the
 same run, and whether the bar is met, else the distance. What has no results in benchmarks/results says which
-program makes them. With --write, the table replaces what stands between its two markers in a page.
+program makes them. With --write, the table replaces what stands between its two markers in a page; so does
+every table of shown.py whose benchmark has run, with its date and machine.
 
 Run: python benchmarks/table.py [--write docs/performance.md]   (make bench and make bench-peers end with it)
 """
@@ -18,8 +19,8 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from harness import RESULTS, markdown, ratios
+from shown import TABLES
 
-MARKERS = re.compile(r"(<!-- bars -->\n).*?(\n<!-- end of bars -->)", re.DOTALL)
 COUNT_RECORDS, RECORD_BYTES = 30_000, 20_000
 LARGEST_SHARE = 0.01
 
@@ -184,7 +185,7 @@ def among(value: str, bar: float) -> Callable[[Results], Bar]:
 def two_processes(results: Results) -> Bar:
     """How much more two do than one, with a store and without."""
     found = results["scale"]["processes"]
-    store, private = found["store"]["median"], found["private"]["median"]
+    store, private = found["store, 2"]["median"], found["private, 2"]["median"]
     return Bar(
         store / private, 0.9, True, f"{store:.2f} times one", f"without a store {private:.2f} times one"
     )
@@ -261,9 +262,13 @@ def table(results: Results) -> str:
             rows.append([what, bar.figure, bar.floor, bar.verdict])
         except KeyError as missing:
             rows.append([what, "", "", f"not measured: no {missing.args[0]}"])
+    return markdown(["what, and its bar", "measured", "beside it", "bar"], rows) + f"\n\n{about(results)}"
+
+
+def about(results: Results) -> str:
+    """The machine, the versions and the dates of what was read."""
     seen = {key: sorted({each[key] for each in results.machines}) for key in (results.machines or [{}])[0]}
-    about = ", ".join(f"{key} {' to '.join(texts)}" for key, texts in seen.items())
-    return markdown(["what, and its bar", "measured", "beside it", "bar"], rows) + f"\n\n{about}"
+    return ", ".join(f"{key} {' to '.join(texts)}" for key, texts in seen.items())
 
 
 def main() -> None:
@@ -276,10 +281,20 @@ def main() -> None:
     text = table(Results())
     print(text)
     if args.write:
-        page = args.write.read_text()
-        if not MARKERS.search(page):
-            raise SystemExit(f"{args.write} has no <!-- bars --> and <!-- end of bars -->")
-        args.write.write_text(MARKERS.sub(lambda found: found[1] + text + found[2], page))
+        write(args.write, "bars", text)
+        for name, show in TABLES.items():
+            if (RESULTS / f"{name}.json").exists():  # else what stands there stays
+                results = Results()
+                write(args.write, name, f"{show(results[name])}\n\n{about(results)}")
+
+
+def write(page: Path, name: str, text: str) -> None:
+    """Puts `text` between the page's markers of that name. Raises LookupError if it has none."""
+    markers = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end of {name} -->)", re.DOTALL)
+    before = page.read_text()
+    if not markers.search(before):
+        raise LookupError(f"{page} has no <!-- {name} --> with its end")
+    page.write_text(markers.sub(lambda found: found[1] + text + found[2], before))
 
 
 if __name__ == "__main__":

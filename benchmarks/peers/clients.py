@@ -4,15 +4,17 @@ A client answers lines on its standard input, each naming something to measure, 
 seconds per call, median over tens of milliseconds. Needs NumPy and the peer's own package, nothing else.
 What is measured is what a user would write: a value in, a value out, serialization included on both sides.
 
-Run: python clients.py NAME DIRECTORY   (by run.py)
+Run: python clients.py NAME DIRECTORY [MEMORY]   (by run.py and through.py)
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import itertools
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -72,6 +74,7 @@ class Ray(Peer):
         ray.init(
             object_store_memory=MEMORY,
             num_cpus=1,
+            object_spilling_directory=str(directory),
             include_dashboard=False,
             configure_logging=False,
             _temp_dir=str(directory),
@@ -250,6 +253,32 @@ class Dask(Peer):
         del self._buffer[key]
 
 
+class Lmdb(Peer):
+    """A file that is mapped: its memory is the system's page cache, which no limit here covers."""
+
+    package = "lmdb"
+
+    def __init__(self, directory: Path) -> None:
+        import lmdb
+
+        # Without sync, as none of the others waits for the disk at each put.
+        self._database = lmdb.open(str(directory / "lmdb"), map_size=1 << 36, sync=False)
+        self._names = itertools.count()
+
+    def put(self, value: Any) -> Any:
+        key = str(next(self._names)).encode()
+        with self._database.begin(write=True) as writing:
+            writing.put(key, memoryview(value).cast("B"))
+        return key
+
+    def get(self, key: Any) -> Any:
+        self._reading = self._database.begin(buffers=True)  # the value is good until it ends
+        return np.frombuffer(self._reading.get(key), np.uint64)
+
+    def close(self) -> None:
+        self._database.close()
+
+
 PEERS: dict[str, type[Peer]] = {
     "millpond": Millpond,
     "ray": Ray,
@@ -259,6 +288,7 @@ PEERS: dict[str, type[Peer]] = {
     "shared_memory": SharedMemory,
     "joblib": Joblib,
     "dask": Dask,
+    "lmdb": Lmdb,
 }
 
 
@@ -319,6 +349,32 @@ class Client:
         self._drop_all()
         return taken
 
+    def through(self, data: int, array_bytes: int, per_step: int) -> dict[str, Any]:
+        """Puts noise, more than memory holds, and reads it in the same order: seconds of each step."""
+        arrays = [
+            np.random.default_rng(i).integers(0, 2**64, array_bytes // 8, dtype=np.uint64) for i in range(4)
+        ]
+        steps = range(data // array_bytes // per_step)
+        put, get = [], []
+        for _ in steps:
+            values = [arrays[i % 4].copy() for i in range(per_step)]  # some stores keep what they are given
+            start = time.perf_counter()
+            self._keys.extend(self._peer.put(value) for value in values)
+            put.append(time.perf_counter() - start)
+            del values
+        start = time.perf_counter()
+        os.sync()
+        synced = time.perf_counter() - start
+        with contextlib.suppress(OSError):  # only root may
+            Path("/proc/sys/vm/drop_caches").write_text("1")
+        for step in steps:
+            start = time.perf_counter()
+            for number in range(step * per_step, (step + 1) * per_step):
+                value = self._peer.get(self._keys[number])
+                assert value[::512].sum() == arrays[number % 4][::512].sum(), f"array {number} is wrong"
+            get.append(time.perf_counter() - start)
+        return {"put": put, "sync": synced, "get": get}
+
     def _stored(self, nbytes: int) -> tuple[Any, Any]:
         if nbytes not in self._arrays:
             for key, _ in self._arrays.values():
@@ -333,8 +389,9 @@ class Client:
             self._peer.drop(self._keys.pop())
 
 
-def main(name: str, directory: str) -> None:
+def main(name: str, directory: str, memory: str = str(MEMORY)) -> None:
     """Answers until the input ends."""
+    globals()["MEMORY"] = int(memory)
     answers = sys.stdout
     sys.stdout = sys.stderr  # some peers print
     kind = PEERS[name]

@@ -33,12 +33,13 @@ WORK: tuple[tuple[Any, ...], ...] = (
 class Contestant:
     """A client in another process."""
 
-    def __init__(self, name: str, python: str, directory: Path) -> None:
+    def __init__(self, name: str, python: str, directory: Path, memory: int | None = None) -> None:
+        """`memory`: bytes that the store may take; None: enough for everything."""
         self.name = name
         self.failures: dict[str, str] = {}
         directory.mkdir()
         self._process = subprocess.Popen(
-            [python, CLIENTS, name, directory],
+            [python, CLIENTS, name, directory, *([] if memory is None else [str(memory)])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -54,8 +55,8 @@ class Contestant:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def measure(self, work: tuple[Any, ...]) -> float | None:
-        """Seconds per call; None if it cannot do that."""
+    def measure(self, work: tuple[Any, ...]) -> Any:
+        """Seconds per call, or what else the work gives; None if it cannot do that."""
         assert self._process.stdin is not None
         if label(work) in self.failures:
             return None
@@ -64,8 +65,7 @@ class Contestant:
         if "error" in answer:
             self.failures[label(work)] = answer["error"]
             return None
-        seconds: float = answer["seconds"]
-        return seconds
+        return answer["seconds"]
 
     def close(self) -> None:
         """Ends it and what it has started."""
