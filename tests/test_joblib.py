@@ -202,6 +202,10 @@ def test_options_are_checked() -> None:
         joblib.parallel_config("millpond", memory_limit=1)
     with pytest.raises(ValueError, match="share_above"):
         MillpondBackend(share_above=-1)
+    with pytest.raises(TypeError, match="share_above is a number of bytes, not '64KiB'"):
+        MillpondBackend(share_above="64KiB")
+    with pytest.raises(TypeError, match=r"millpond\.Store"):
+        MillpondBackend(store="shared")
 
 
 def test_a_store_of_ones_own_has_options_of_its_own(store: millpond.Store) -> None:

@@ -35,6 +35,7 @@ __all__ = [
     "Task",
     "by_value",
     "carried",
+    "check_options",
 ]
 
 SHARE_ABOVE = 64 << 10
@@ -94,6 +95,16 @@ def by_value(argument: Any) -> Any:
 
 
 # --- in the process that submits ---
+
+
+def check_options(store: object, share_above: object) -> None:
+    """Raises TypeError, ValueError for what all who send calls are given alike."""
+    if store is not None and not isinstance(store, Store):
+        raise TypeError(f"store must be a millpond.Store or None, not {type(store).__name__}")
+    if not isinstance(share_above, int):
+        raise TypeError(f"share_above is a number of bytes, not {share_above!r}")
+    if share_above < 0:
+        raise ValueError(f"share_above is {share_above} bytes: it must not be negative")
 
 
 class Lease:

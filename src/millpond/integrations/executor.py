@@ -22,7 +22,17 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple, TypeVar
 
 from millpond import ObjectRef, Store, connect
-from millpond.integrations.calls import SHARE_ABOVE, Arrived, Call, Lease, Outcome, Task, by_value, carried
+from millpond.integrations.calls import (
+    SHARE_ABOVE,
+    Arrived,
+    Call,
+    Lease,
+    Outcome,
+    Task,
+    by_value,
+    carried,
+    check_options,
+)
 from millpond.store import reducers
 
 __all__ = ["Future", "ProcessPoolExecutor", "mapped", "perform"]
@@ -61,10 +71,7 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
     ) -> None:
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
-        if store is not None and not isinstance(store, Store):
-            raise TypeError(f"store must be a millpond.Store or None, not {type(store).__name__}")
-        if share_above < 0:
-            raise ValueError(f"share_above is {share_above} bytes: it must not be negative")
+        check_options(store, share_above)
         self.store = Store() if store is None else store
         """Where large values go; calls can be given refs to what was put here."""
         self._share_above = share_above

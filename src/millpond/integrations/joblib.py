@@ -38,6 +38,7 @@ from millpond.integrations.calls import (
     Task,
     by_value,
     carried,
+    check_options,
 )
 from millpond.integrations.visit import Visit
 from millpond.store.options import Options
@@ -63,8 +64,7 @@ class MillpondBackend(LokyBackend):  # type: ignore[misc]
         self._options = {name: kwargs.pop(name) for name in STORE_OPTIONS if name in kwargs}
         if store is not None and self._options:
             raise TypeError(f"{', '.join(self._options)} describe a new store: leave them out, or store=")
-        if share_above < 0:
-            raise ValueError(f"share_above is {share_above} bytes: it must not be negative")
+        check_options(store, share_above)
         Options.check(**self._options)
         super().__init__(*args, **kwargs)
         self.parallel: Any = None

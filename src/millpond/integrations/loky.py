@@ -22,7 +22,16 @@ import loky
 from loky import process_executor
 
 from millpond import ObjectRef, Store
-from millpond.integrations.calls import SHARE_ABOVE, Call, CloudPickler, Lease, Outcome, Task, carried
+from millpond.integrations.calls import (
+    SHARE_ABOVE,
+    Call,
+    CloudPickler,
+    Lease,
+    Outcome,
+    Task,
+    carried,
+    check_options,
+)
 from millpond.integrations.executor import Future, mapped, perform
 from millpond.integrations.visit import Visit
 
@@ -45,10 +54,7 @@ def get_reusable_executor(
     share_above: bytes. The other arguments are those of loky.
     Raises ValueError, TypeError.
     """
-    if store is not None and not isinstance(store, Store):
-        raise TypeError(f"store must be a millpond.Store or None, not {type(store).__name__}")
-    if share_above < 0:
-        raise ValueError(f"share_above is {share_above} bytes: it must not be negative")
+    check_options(store, share_above)
     pool = loky.get_reusable_executor(max_workers, **options)
     return LokyExecutor(pool, Lease(Store() if store is None else store, private=store is None), share_above)
 

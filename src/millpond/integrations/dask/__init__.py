@@ -15,6 +15,7 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
+from millpond.integrations.calls import check_options
 from millpond.integrations.dask.client import attach
 from millpond.integrations.dask.data import SHARE_ABOVE, WorkerData
 from millpond.integrations.dask.worker import dask_setup, dask_teardown
@@ -41,8 +42,7 @@ def cluster_options(
     Raises ValueError, TypeError.
     """
     Options.check(memory_limit, **options)
-    if share_above < 0:
-        raise ValueError(f"share_above is {share_above} bytes: it must not be negative")
+    check_options(None, share_above)
     store = {
         "name": name or f"dask-{uuid.uuid4().hex[:12]}",
         "share_above": share_above,
