@@ -10,6 +10,9 @@ from typing import Any
 
 from harness import markdown
 
+DATA_GB = (2 << 30) / 1e9
+"""What peers/through.py puts."""
+
 COLUMNS = {
     "millpond": "millpond",
     "frombuffer": "`np.frombuffer().reshape()`",
@@ -69,10 +72,16 @@ def scale(results: Any) -> str:
 def tails(results: Any) -> str:
     """Of tails.py: microseconds."""
     rows = [
-        [what, f"{found['calls']:,}".replace(",", " "), *(f"{each * 1e6:,.3g}" for each in found["seconds"])]
+        [what, f"{found['calls']:,}".replace(",", " "), *map(plain, found["seconds"])]
         for what, found in results.items()
     ]
     return markdown(["microseconds", "calls", "median", "99 %", "99.9 %", "longest"], rows)
+
+
+def plain(seconds: float) -> str:
+    """Microseconds with three digits, no exponent."""
+    number = seconds * 1e6
+    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def through(results: Any) -> str:
@@ -81,10 +90,10 @@ def through(results: Any) -> str:
     for name, passes in results["passes"].items():
         per_pass = [{key: _seconds(each[key]) for key in ("put", "sync", "get")} for each in passes]
         parts = (("put",), ("put", "sync"), ("get",))
-        rates = [median(2.147 / sum(each[key] for key in keys) for each in per_pass) for keys in parts]
+        rates = [median(DATA_GB / sum(each[key] for key in keys) for each in per_pass) for keys in parts]
         rows.append([f"{name} {results['versions'][name]}", *(f"{rate:.2f}" for rate in rates)])
-    plain = [f"{median(results['disk'][way]) / 1e9:.2f}" for way in ("write", "read")]
-    rows.append(["the disk, direct", "", *plain])
+    alone = [f"{median(results['disk'][way]) / 1e9:.2f}" for way in ("write", "read")]
+    rows.append(["the disk, direct", "", *alone])
     return markdown(["GB/s, medians", "put", "put and synced", "read back"], rows)
 
 

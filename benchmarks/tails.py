@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from harness import machine, markdown, save
+from shown import plain
 
 import millpond
 
@@ -110,10 +111,7 @@ def main() -> None:
                 results[f"{kind}: {what}"] = {"calls": len(times), "seconds": percentiles(times)}
     for kind, times in together(lambda _: idle(args.seconds / 2)).items():
         results[f"{kind}: the pauses of the machine"] = {"calls": len(times), "seconds": percentiles(times)}
-    rows = [
-        [what, f"{found['calls']:,}", *(f"{each * 1e6:.3g}" for each in found["seconds"])]
-        for what, found in results.items()
-    ]
+    rows = [[what, f"{found['calls']:,}", *map(plain, found["seconds"])] for what, found in results.items()]
     print(markdown(["microseconds", "calls", "median", "99 %", "99.9 %", "longest"], rows))
     print("\n" + ", ".join(f"{key} {text}" for key, text in machine().items()))
     print(f"saved to {save('tails', results)}")
