@@ -147,7 +147,7 @@ def measure_records(args: argparse.Namespace, directory: Path) -> dict[str, list
         tiny, roomy = crowd(1_000_000, 1_000, 250_000_000), crowd(1_000_000, 1_000, 2 << 30)
         samples = figures(
             {
-                "disk write": disk.write,
+                "disk write, beside records": disk.write,
                 "20 KB": medium.put,
                 "20 KB to disk": lambda: float(medium.written),
                 "20 KB copy": copy.run,
@@ -168,7 +168,9 @@ def measure_records(args: argparse.Namespace, directory: Path) -> dict[str, list
         written = samples[f"{ours} to disk"]
         limit = [
             seconds + nbytes / rate
-            for seconds, nbytes, rate in zip(samples[base], written, samples["disk write"], strict=True)
+            for seconds, nbytes, rate in zip(
+                samples[base], written, samples["disk write, beside records"], strict=True
+            )
         ]
         parts = [samples[ours], samples[base], limit]
         megabytes = f"{Timing.of(written).median / 1e6:.0f}"

@@ -147,7 +147,7 @@ def records(results: Results) -> Bar:
     limits = [
         seconds + nbytes / speed
         for seconds, nbytes, speed in zip(
-            found["20 KB copy"], found["20 KB to disk"], found["disk write"], strict=True
+            found["20 KB copy"], found["20 KB to disk"], found["disk write, beside records"], strict=True
         )
     ]
     ours = found["20 KB"]
