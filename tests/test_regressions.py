@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import millpond
+from millpond.hot import NO_LIMIT, Batch, RestoreBatch
 from millpond.spill.overlap import Overlap
 from millpond.store import membership
 from millpond.store.store import Store
@@ -273,3 +274,23 @@ def test_threads_that_fork_at_once_leave_the_janitor_running(pond: Pond) -> None
     for thread in threads:
         thread.join()
     assert store._janitor._thread is not None and store._janitor._thread.is_alive()
+
+
+@pytest.mark.parametrize("kind", ["clean", "restore"])
+def test_claims_end_when_the_garbage_collector_finds_them(store: millpond.Store, kind: str) -> None:
+    """As in the traceback of an interrupted call: the collector may clear the batch before what refers to it."""
+    ref = store.put(np.arange(100_000))
+    if kind == "restore":
+        store.spill()
+    batch = (
+        Batch(store, store._candidates(), 1 << 62)
+        if kind == "clean"
+        else RestoreBatch(store, [ref], (0,), NO_LIMIT)
+    )
+    assert batch.count == 1
+    cycle = [batch]
+    cycle.append(cycle)
+    del batch, cycle
+    gc.collect()
+    assert store.refs(ref).pins == ()
+    assert store.spill() == (0 if kind == "restore" else 802_816)

@@ -28,6 +28,7 @@ cdef int by_place(const void *a, const void *b) noexcept nogil:
 
 
 @cython.final
+@cython.no_gc_clear
 cdef class RestoreBatch:
     """Spilled objects of one store, claimed for restoring, in the order in which they lie on disk.
 

@@ -65,6 +65,7 @@ cdef inline uint64_t round_up(uint64_t n, uint64_t unit) noexcept nogil:
 
 
 @cython.final
+@cython.no_gc_clear
 cdef class Batch:
     """Objects of one store, claimed for cleaning: items [0, small) are shorter than 64 KiB.
 
