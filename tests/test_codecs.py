@@ -7,6 +7,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import millpond
@@ -177,3 +178,69 @@ def test_another_directory_and_another_verdict(tmp_path: Path) -> None:
     (place,) = table.places.values()
     assert place.codec == 0
     assert SpillReader(table, directories).read_private(place, *batch.key(0), len(value)) == value
+
+
+class Keeping(Zlib):
+    """Keeps, or ends, the memory that it was lent."""
+
+    number, name = 207, "keeping"
+
+    def __init__(self, act: Any) -> None:
+        self.act = act
+
+    def compress(self, frame: memoryview) -> bytes | None:
+        stored = zlib.compress(frame, 1)
+        self.act(frame)
+        return stored
+
+    def decompress_into(self, stored: memoryview, frame: memoryview) -> None:
+        frame[:] = zlib.decompress(stored)
+        self.act(frame)
+
+
+def test_a_codec_cannot_keep_the_stores_memory(pond: Pond) -> None:
+    kept: list[memoryview] = []
+    store = pond.store("8MiB", compression=Keeping(kept.append))
+    ref = store.put(np.zeros(100_000, np.uint8))
+    store.spill()
+    store.get(ref)
+    assert len(kept) >= 2
+    for memory in kept:
+        with pytest.raises(ValueError, match="released"):
+            memory[0]
+
+
+@pytest.mark.parametrize(
+    "keep", [memoryview.release, lambda frame: arrays.append(np.frombuffer(frame, np.uint8))]
+)
+def test_a_codec_that_ends_its_memory_or_keeps_an_array_of_it(pond: Pond, keep: Any) -> None:
+    """An array is told, and costs nothing but space: as any failure to compress."""
+    store = pond.store("8MiB", compression=Keeping(keep))
+    ref = store.put(np.arange(100_000))
+    try:
+        assert store.spill() > 0
+        assert (store.get(ref) == np.arange(100_000)).all()
+    finally:
+        arrays.clear()
+
+
+arrays: list[Any] = []
+
+
+def exit_program(candidates: Any) -> Any:
+    raise SystemExit(3)
+
+
+def test_a_policy_that_ends_the_program_ends_no_thread(pond: Pond) -> None:
+    store = pond.store("4MiB")
+    refs = [store.put(np.zeros(100_000, np.uint8)) for _ in range(30)]
+    store.configure(eviction=exit_program)
+    for _ in range(2):
+        store._room.spiller._rest_until = 0.0
+        store._room.spiller.wake()
+        thread = store._room.spiller._thread
+        assert thread is not None
+        thread.join(10)
+        assert store._room.spiller._thread is None
+    store.configure(eviction="lru")
+    assert len(refs) == 30

@@ -111,7 +111,7 @@ def test_any_error_leaves_objects_in_memory(pond: Pond, name: str, number: int) 
     refs = {seed: store.put(noise(seed, MIB // 4)) for seed in range(8)}
     store.spill(refs[0])
     if name == "open":
-        store._writer.roll()
+        store._writer._segments.roll()
     segments = store._writer._segments
     segments._system = store._directories.system = Failing(number, 1, [name], for_ever=True)
     with pytest.raises(millpond.SpillError) as error:
@@ -136,7 +136,7 @@ def test_every_call_of_reclaiming_may_fail(pond: Pond, number: int, for_ever: bo
         store = pond.store("16MiB")
         refs = {seed: store.put(noise(seed, 20_000)) for seed in range(400)}
         store.spill()
-        store._writer.roll()
+        store._writer._segments.roll()
         for seed in range(400):
             if 100 <= seed < 250 or seed % 10:
                 del refs[seed]
@@ -189,7 +189,7 @@ def test_a_failing_directory_is_skipped(pond: Pond, tmp_path: Path, caplog: pyte
         refs = [store.put(noise(seed)) for seed in range(4)]
         assert store.spill(refs) > 0
         assert all(np.array_equal(ref.get(copy=True), noise(seed)) for seed, ref in enumerate(refs))
-        store._writer.roll()
+        store._writer._segments.roll()
         del refs
     assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) <= 1
 

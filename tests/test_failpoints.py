@@ -217,7 +217,7 @@ def with_sparse_files(own: Any) -> None:
     refs = [own.store.put(np.full(2500, number)) for number in range(60)]
     own.store.spill(refs[:16])
     own.store.spill(refs[16:])
-    own.store._writer.roll()
+    own.store._writer._segments.roll()
     own.refs = refs[16::6]
 
 

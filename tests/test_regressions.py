@@ -278,7 +278,7 @@ def test_threads_that_fork_at_once_leave_the_janitor_running(pond: Pond) -> None
 
 @pytest.mark.parametrize("kind", ["clean", "restore"])
 def test_claims_end_when_the_garbage_collector_finds_them(store: millpond.Store, kind: str) -> None:
-    """As in the traceback of an interrupted call: the collector may clear the batch before what refers to it."""
+    """As in the traceback of an interrupted call: it may clear the batch before what refers to it."""
     ref = store.put(np.arange(100_000))
     if kind == "restore":
         store.spill()
@@ -294,3 +294,57 @@ def test_claims_end_when_the_garbage_collector_finds_them(store: millpond.Store,
     gc.collect()
     assert store.refs(ref).pins == ()
     assert store.spill() == (0 if kind == "restore" else 802_816)
+
+
+def test_a_store_that_the_garbage_collector_finds_is_left(pond: Pond) -> None:
+    """It is finalized together with what uses it, and cleared before that goes."""
+    store = millpond.Store("8MiB", spill_dir=pond.spill)
+    ref = store.put(np.arange(100_000))
+    store.spill()
+    cycle = [store, RestoreBatch(store, [ref], (0,), NO_LIMIT)]
+    cycle.append(cycle)
+    address = store.address
+    del store, ref, cycle
+    for _ in range(3):  # what a finalizer has touched waits for the next time
+        gc.collect()
+    assert not os.path.exists(address)
+
+
+class Blocking:
+    """A codec that waits until it may go on."""
+
+    name, number = "blocking", 250
+
+    def __init__(self) -> None:
+        self.reached, self.go_on = threading.Event(), threading.Event()
+
+    def compress(self, frame: memoryview) -> bytes | None:
+        self.reached.set()
+        self.go_on.wait(10)
+        return None
+
+    def decompress_into(self, stored: memoryview, frame: memoryview) -> None:
+        raise NotImplementedError
+
+
+def test_close_while_another_thread_writes(pond: Pond) -> None:
+    """What that thread opens is closed when it ends: the fixture counts descriptors."""
+    codec = Blocking()
+    store = pond.store("8MiB", compression=codec)
+    ref = store.put(np.arange(10_000))
+    thread = threading.Thread(target=store.spill)
+    thread.start()
+    codec.reached.wait(10)
+    store.close()
+    codec.go_on.set()
+    thread.join()
+    assert [fd for fd in os.listdir("/proc/self/fd") if _is_segment(fd)] == []
+    with pytest.raises(millpond.StoreClosedError):
+        store.get(ref)
+
+
+def _is_segment(fd: str) -> bool:
+    try:
+        return ".seg" in os.readlink(f"/proc/self/fd/{fd}")
+    except FileNotFoundError:  # of the listing itself
+        return False

@@ -89,7 +89,7 @@ def test_what_cannot_be_cleaned_is_passed_over(store: millpond.Store, directorie
     batch = Batch(store, np.concatenate([candidates, candidates]), 1 << 40)
     assert [batch.item(i)[:2] for i in range(batch.count)] == [refs[3]._key, refs[4]._key]
     assert batch.examined == 10
-    writer.roll()
+    writer._segments.roll()
     del view
 
 
@@ -348,7 +348,7 @@ def test_objects_go_to_disk_and_come_back(
         assert again.count == 0, "the disk copies are kept"
         store.spill(refs)
     assert report.bytes_written == store.stats().disk_bytes
-    writer.roll()
+    writer._segments.roll()
     store.delete(refs)
     sweep_dead(store, directories)
     assert store.stats().disk_bytes == 0
@@ -369,5 +369,5 @@ def test_a_value_straight_to_disk(store: millpond.Store, directories: Directorie
             store._settle(ref, place)
         assert np.array_equal(restored(store, reader, ref), value)
         store.delete(ref)
-    writer.roll()
+    writer._segments.roll()
     assert sweep_dead(store, directories) == 2

@@ -63,7 +63,7 @@ class Stored:
         fill = [noise(n) for n in (100, 300, 70_000)] if len(value) < OWN_FILE_MIN else []
         batch = FakeBatch(self.table, [fill[0], value, *fill[1:]] if fill else [value])
         writer.clean(batch, evict=True)
-        writer.roll()
+        writer._segments.roll()
         self.key = next(batch.key(i) for i in range(batch.count) if batch.value(i) == value)
         self.place = self.table.places[self.key]
         self.reader = SpillReader(self.table, self.directories)

@@ -43,7 +43,7 @@ def spilled(store: millpond.Store, count: int, nbytes: int) -> dict[int, ObjectR
 
 def roll(store: millpond.Store) -> None:
     assert store._writer is not None
-    store._writer.roll()
+    store._writer._segments.roll()
 
 
 def reclaimer(store: millpond.Store) -> reclaim.Reclaimer:

@@ -73,7 +73,7 @@ class Place:
 
     def end(self) -> None:
         """Nothing may be left once every object is dead."""
-        self.writer.roll()
+        self.writer._segments.roll()
         assert self.table.open_segments == 0
         for key in list(self.table.places):
             self.table.drop(key)
@@ -241,7 +241,7 @@ def test_a_place_that_is_not_recorded_leaves_nothing(place: Place) -> None:
     for size in (100, 100_000, OWN_FILE_MIN):
         with pytest.raises(ZeroDivisionError), place.writer.write_through([bytes(size)], size, 5, 77):
             raise ZeroDivisionError
-    place.writer.roll()
+    place.writer._segments.roll()
     assert len(place.table.segment_dead()) == 2
 
 

@@ -277,7 +277,7 @@ def test_what_is_left_is_nothing(pond: Pond) -> None:
     refs = [store.put(np.full(MIB // 8, i)) for i in range(40)]
     del refs
     wait_until(lambda: not spillers())
-    store._writer.roll()  # type: ignore[union-attr]
+    store._writer._segments.roll()  # type: ignore[union-attr]
     assert residue(store) == {}
 
 

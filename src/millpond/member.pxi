@@ -101,6 +101,9 @@ cdef class Using:
         self.member.release_use()
 
 
+cdef dict _finishing = {}  # by id of the member: what the garbage collector may clear with it could not be called
+
+
 cdef class Member:
     """This process as a member of one store: its slot, its mappings, its part of the table."""
 
@@ -108,14 +111,14 @@ cdef class Member:
     cdef readonly bytes uuid
     cdef int64_t uses        # views and drafts, and one for being open
     cdef bint attached
-    cdef object on_finish    # called once, after the mappings are gone
     cdef object __weakref__
 
     def __cinit__(self, *_, **__):
         self.m.state = MP_MEMBER_CLOSED
 
     def _attach(self, int table_fd, int arena_fd, int lock_fd, int birth_fd, on_finish):
-        """Maps the store and claims a slot. `on_finish()` runs once all is unmapped."""
+        """Maps the store and claims a slot. `on_finish()` runs once, when all is unmapped; it must not refer to
+        this member."""
         cdef char why[256]
         if self.uuid is not None: # refs of the first one would lead into the second
             raise TypeError("this store was opened before: make another one")
@@ -138,7 +141,7 @@ cdef class Member:
             self.m.state = MP_MEMBER_CLOSED
             mp_unmap(&self.m)
             raise OSError(error, os.strerror(error))
-        self.on_finish = on_finish
+        _finishing[id(self)] = on_finish
         self.uses = 1
         self.attached = True
         _cores[self.uuid] = self
@@ -146,6 +149,7 @@ cdef class Member:
     def __dealloc__(self):
         if self.attached:
             self.detach()
+            self.finish()
 
     def _leave(self):
         """Ends this member's operations and drops its refs; its views stay. True the first time."""
@@ -185,7 +189,7 @@ cdef class Member:
         mp_unmap(&self.m)
 
     cdef void finish(self) noexcept:
-        on_finish, self.on_finish = self.on_finish, None
+        on_finish = _finishing.pop(id(self), None)
         if on_finish is not None:
             try:
                 on_finish()
@@ -228,6 +232,8 @@ cdef class Member:
             )
         if code == MP_CORRUPTED:
             return errors.StoreCorruptedError("the store's table failed its check: create a new store")
+        if self.closed and (code == MP_CLOSED or code == MP_NOT_FOUND or code == MP_IS_ABANDONED):
+            return errors.StoreClosedError("the store was closed by another thread of this process")
         if code == MP_CLOSED:
             return errors.StoreClosedError("this process was given up for dead by the store's members: connect again")
         if code == MP_POOL_FULL:

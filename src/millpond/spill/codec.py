@@ -10,7 +10,7 @@ Not here: how a value is cut into frames (`frames`), when compressing pays (`aut
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Protocol, runtime_checkable
+from typing import Final, Protocol, TypeVar, runtime_checkable
 
 import lz4.block
 import numpy as np
@@ -24,6 +24,8 @@ USER_MAX: Final = 255
 AUTO: Final = 256
 """In the store's table: each value is stored by the codec that `auto` chooses for it."""
 
+T = TypeVar("T")
+
 
 class CodecError(ValueError):
     """Stored bytes that no value can be decoded from. Never leaves `millpond.spill`."""
@@ -36,7 +38,7 @@ class CodecFailure(Exception):
 @runtime_checkable
 class Codec(Protocol):
     """A way to compress one frame, which is at most 1 MiB of a value. Both methods are called from
-    several threads at once.
+    several threads at once. The memory that they get is theirs only until they return.
 
     Pass an instance as `compression`; every other member that reads or writes such objects calls
     `millpond.register_codec` with one of its own first.
@@ -221,20 +223,29 @@ def compress(codec: Codec, frame: memoryview) -> bytes | None:
     """`codec.compress`; None as well when a user's codec fails, which is said once, or makes it longer."""
     if codec.number < USER_MIN:
         return codec.compress(frame)
-    stored = _guarded(codec, lambda: codec.compress(frame))
+    stored = _guarded(codec, frame)
     if not isinstance(stored, bytes) or len(stored) >= len(frame):
         return None
     return stored
 
 
-def _guarded(codec: Codec, call: Callable[[], bytes | None]) -> bytes | None:
+def _guarded(codec: Codec, frame: memoryview) -> bytes | None:
     try:
-        return call()
+        return _lent(codec.compress, frame)
     except Exception:
         if codec.number not in _complained:
             _complained.add(codec.number)
             log.exception("codec %r cannot compress: what it fails on is stored as it is", codec.name)
         return None
+
+
+def _lent(call: Callable[..., T], *memories: memoryview) -> T:
+    """What `call` returns for views that end with it: the store's memory is not to be kept, nor released."""
+    views = [memory[:] for memory in memories]
+    result = call(*views)
+    for view in views:
+        view.release()  # BufferError: an array over it was kept
+    return result
 
 
 def decompress_into(codec: Codec, stored: memoryview, frame: memoryview) -> None:
@@ -243,6 +254,6 @@ def decompress_into(codec: Codec, stored: memoryview, frame: memoryview) -> None
         codec.decompress_into(stored, frame)
         return
     try:
-        codec.decompress_into(stored, frame)
+        _lent(codec.decompress_into, stored, frame)
     except Exception as error:
         raise CodecFailure(f"codec {codec.name!r} ({codec.number}) failed: {error}") from error

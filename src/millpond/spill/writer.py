@@ -208,12 +208,11 @@ class SpillWriter:
         if self.in_the_middle():
             raise SpillError(errno.EDEADLK, "this thread is in the middle of a spill: try again after it")
 
-    def roll(self) -> None:
-        """Closes the append segment, so that its file can go once its last record is dead. In the middle
-        of this thread's own turn: when that ends."""
-        if self.in_turn():
-            self._leaving = True
-        else:
+    def leave(self) -> None:
+        """Closes the append segment, so that its file can go once its last record is dead; from now on each
+        turn, also one that is under way, closes what it has appended to."""
+        self._leaving = True
+        if not self.in_turn():
             self._segments.roll()
 
     def roll_sparse(self) -> None:

@@ -89,7 +89,7 @@ class Janitor:
                 store._tidy()
                 store._relieve()
                 self._collect_garbage(store)
-            except Exception:
+            except BaseException:  # a policy may raise anything
                 if not store.closed:
                     log.exception("background work of a store failed; it is tried again")
             del store

@@ -94,7 +94,7 @@ class Prefetch:
                 self._serve(refs)
             except (MillpondError, OSError):
                 pass  # the gets will say
-            except Exception:
+            except BaseException:  # a policy may raise anything
                 log.exception("a prefetch failed; its objects stay on disk until they are read")
             with self._lock:
                 if not self._stopping and self._requests and self._requests[0] is refs:

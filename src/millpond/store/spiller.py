@@ -122,7 +122,7 @@ class Spiller:
             return freed > 0
         except StoreClosedError:
             stopping.set()
-        except Exception as error:
+        except BaseException as error:  # a policy or a codec may raise anything
             self._rest_until = time.monotonic() + RETRY_S
             if not self._failed:
                 log.warning("spilling ahead of the puts failed, they spill for themselves: %s", str(error))

@@ -158,7 +158,7 @@ class Store(Core):
         self._room.spiller.stop()
         with suppress(StoreClosedError), Using(self):
             if self._writer is not None:
-                self._writer.roll()
+                self._writer.leave()
         if self._directories is not None:
             self._directories.close()
         self._leave()
