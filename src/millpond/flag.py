@@ -8,7 +8,8 @@ Not here: conditions, and events between processes (the kernel has those).
 
 from __future__ import annotations
 
-from queue import Empty, SimpleQueue
+from contextlib import suppress
+from threading import Lock
 
 SLICE_S = 1.0
 """Who is interrupted between the two steps of `set` wakes nobody: so nobody sleeps longer without a look."""
@@ -19,7 +20,10 @@ class Flag:
 
     def __init__(self) -> None:
         self._set = False
-        self._bells: SimpleQueue[None] = SimpleQueue()
+        # Who waits acquires it, who sets releases it. Not a SimpleQueue: its `get` waits for ever if the
+        # thread is held up for as long as its timeout (CPython 3.11).
+        self._bell = Lock()
+        self._bell.acquire()
 
     def is_set(self) -> bool:
         """Whether it is set."""
@@ -28,25 +32,21 @@ class Flag:
     def set(self) -> None:
         """Sets it and wakes whoever waits."""
         self._set = True
-        self._bells.put(None)
+        self._ring()
+
+    def _ring(self) -> None:
+        with suppress(RuntimeError):  # it rings already
+            self._bell.release()
 
     def clear(self) -> None:
         """Takes it back. One thread clears, always the same."""
         self._set = False
-        try:
-            while True:
-                self._bells.get_nowait()
-        except Empty:
-            pass
+        self._bell.acquire(blocking=False)
 
     def wait(self, timeout: float = SLICE_S) -> bool:
         """Sleeps until it is set, at most `timeout` seconds and no longer than a slice; whether it is set."""
         if self.is_set():
             return True
-        try:
-            self._bells.get(timeout=min(timeout, SLICE_S))
-        except Empty:
-            return self.is_set()
-        if self.is_set():
-            self._bells.put(None)  # for the next one who waits
+        if self._bell.acquire(timeout=max(0, min(timeout, SLICE_S))) and self.is_set():
+            self._ring()  # for the next one who waits
         return self.is_set()

@@ -18,6 +18,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 from millpond.errors import ObjectLostError, SpillError
+from millpond.flag import Flag
 from millpond.hot import NO_LIMIT, Code, Core, ObjectRef, RestoreBatch
 from millpond.spill.overlap import Overlap
 from millpond.spill.reader import WINDOW, Wanted
@@ -104,6 +105,7 @@ class _Work:
         self._lock = threading.Lock()
         self._next = 0
         self._ready: SimpleQueue[tuple[int, int] | None] = SimpleQueue()
+        self._arrived = Flag()  # not the queue's own timeout: flag.py says why
         self._untaken = threading.Semaphore(UNTAKEN)
         self._caller, self._pid = threading.get_ident(), os.getpid()
 
@@ -131,9 +133,11 @@ class _Work:
         while helpers and os.getpid() == self._pid:
             if self._stop():
                 self._end()
+            self._arrived.clear()
             try:
-                run = self._ready.get(timeout=POLL_S)
+                run = self._ready.get_nowait()
             except Empty:
+                self._arrived.wait(POLL_S)
                 continue
             if run is None:
                 helpers -= 1
@@ -158,9 +162,13 @@ class _Work:
                 except (ObjectLostError, OSError, _Stopped):
                     pass  # a get of one of them alone says what is wrong
                 finally:
-                    self._ready.put(run)
+                    self._hand_over(run)
         finally:
-            self._ready.put(None)
+            self._hand_over(None)
+
+    def _hand_over(self, run: tuple[int, int] | None) -> None:
+        self._ready.put(run)
+        self._arrived.set()
 
     def _next_run(self) -> tuple[int, int] | None:
         while threading.get_ident() != self._caller and not self._untaken.acquire(timeout=POLL_S):
