@@ -62,6 +62,8 @@ def create_table(int table_fd, int arena_fd, uint64_t arena_bytes, uint32_t entr
     c.handoff_ns = handoff_ns
     c.config = PyBytes_AS_STRING(config)
     cdef mp_code code = mp_create(table_fd, arena_fd, &g, &c)
+    if code == MP_SYSTEM:
+        raise OSError(system_error, f"cannot create the store's table: {os.strerror(system_error)}")
     if code != MP_OK:
         raise OSError(f"cannot create the store's table: kernel code {code}")
 

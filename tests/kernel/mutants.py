@@ -24,8 +24,8 @@ from proof import write_counts  # noqa: E402  (not a package: run by its path)
 
 KERNEL: Final = HERE.parents[1] / "src" / "millpond" / "kernel"
 PROGRAMS: Final = (
-    "protocol", "regressions", "reaping", "edges", "fork", "queue", "moving", "places", "unfinished", "arena", "arena_repair", "step",
-    "members", "kill",
+    "protocol", "regressions", "reaping", "edges", "fork", "queue", "moving", "places", "unfinished", "arena", "arena_repair",
+    "faults", "step", "members", "kill",
 )  # fmt: skip
 SECONDS: Final = 120
 """A test that goes on for so long has noticed as well."""
@@ -333,6 +333,18 @@ MUTANTS: Final = (
         "arena.c",
         "        atomic_store_explicit(&m->commit[b], word, memory_order_relaxed);\n",
         "        (void)word;\n",
+    ),
+    Mutant(
+        "an interrupted growth begins anew",
+        "system.c",
+        "else if (piece > MP_BLOCK) piece = piece / 2 / MP_BLOCK * MP_BLOCK;",
+        "",
+    ),
+    Mutant(
+        "a process that cannot be looked at is dead",
+        "system.c",
+        "if (found == 0) return !is_gone(error);",
+        "if (found == 0) return false;",
     ),
     Mutant(
         "a fork copies no views",

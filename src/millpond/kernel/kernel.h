@@ -98,6 +98,7 @@ typedef struct mp_member {
     uint32_t queued; /* threads that wait for room; under the store's mutex */
     uint64_t queue_served; /* of what they need: taken by those that have not left yet; under it as well */
 
+
     /* fork in progress */
     uint32_t fork_slot;
     int fork_fd, spare_fd;
@@ -114,7 +115,7 @@ void mp_geometry_plan(mp_geometry *geometry, uint64_t arena_bytes, uint32_t entr
 bool mp_geometry_valid(const mp_geometry *geometry);
 uint32_t mp_abi(void);
 
-/* Writes a fresh table into table_fd, which must be empty; ready is stored last. */
+/* Writes a fresh table into table_fd, which must be empty; ready is stored last. MP_SYSTEM: see errno. */
 typedef struct mp_creation {
     uint8_t uuid[16], boot_id[16];
     uint64_t pid_namespace;

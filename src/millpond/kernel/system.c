@@ -21,16 +21,23 @@
 
 #include "kernel.h"
 
-static int commit(mp_member *m, uint64_t offset, uint64_t length) {
-    while (fallocate(m->arena_fd, FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)length) != 0)
-        if (errno != EINTR) return errno;
+/* Linux before 6.8 undoes what an interrupted fallocate has done. Smaller and smaller pieces get on even when a
+ * profiler's timer interrupts every few milliseconds. */
+static int allocate(int fd, int mode, uint64_t offset, uint64_t length) {
+    uint64_t end = offset + length, piece = length;
+    while (offset < end) {
+        if (piece > end - offset) piece = end - offset;
+        if (fallocate(fd, mode | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)piece) == 0) offset += piece;
+        else if (errno != EINTR) return errno;
+        else if (piece > MP_BLOCK) piece = piece / 2 / MP_BLOCK * MP_BLOCK;
+    }
     return 0;
 }
 
+static int commit(mp_member *m, uint64_t offset, uint64_t length) { return allocate(m->arena_fd, 0, offset, length); }
+
 static int punch(mp_member *m, uint64_t offset, uint64_t length) {
-    while (fallocate(m->arena_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)length) != 0)
-        if (errno != EINTR) return errno;
-    return 0;
+    return allocate(m->arena_fd, FALLOC_FL_PUNCH_HOLE, offset, length);
 }
 
 static int populate(mp_member *m, void *address, uint64_t length) {
@@ -70,13 +77,18 @@ static uint32_t slot_locked(mp_member *m, uint32_t slot) {
     return held;
 }
 
-/* The start time is field 22; the command in field 2 may hold anything, so count from its last ')'. */
-static uint64_t read_start_time(uint32_t pid, char *state) {
+static bool is_gone(int error) { return error == ENOENT || error == ESRCH; }
+
+/* The start time is field 22; the command in field 2 may hold anything, so count from its last ')'.
+ * 0: it could not be read, and *error says why. */
+static uint64_t read_start_time(uint32_t pid, char *state, int *error) {
     char path[32], text[1024];
     snprintf(path, sizeof path, "/proc/%u/stat", pid);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
+    *error = errno;
     if (fd < 0) return 0;
     ssize_t n = read(fd, text, sizeof text - 1);
+    *error = n < 0 ? errno : EIO;
     close(fd);
     if (n <= 0) return 0;
     text[n] = 0;
@@ -84,12 +96,15 @@ static uint64_t read_start_time(uint32_t pid, char *state) {
     if (!p || p[1] != ' ') return 0;
     *state = p[2];
     for (int field = 2; field < 22 && p; field++) p = strchr(p + 1, ' ');
-    return p ? strtoull(p + 1, NULL, 10) : 0;
+    char *end = NULL; /* a blank behind the number: it was read whole */
+    uint64_t found = p ? strtoull(p + 1, &end, 10) : 0;
+    return end && *end == ' ' ? found : 0;
 }
 
 uint64_t mp_start_time(uint32_t pid) {
     char state;
-    return read_start_time(pid, &state);
+    int error;
+    return read_start_time(pid, &state, &error);
 }
 
 /* A process that went through exec lives on under its pid but has closed our descriptors. */
@@ -103,19 +118,25 @@ static bool has_table_open(mp_member *m, uint32_t pid) {
         return true; /* cannot tell: assume that it lives */
     }
     bool found = false;
-    for (struct dirent *e; !found && (e = readdir(directory));)
-        found = fstatat(dirfd(directory), e->d_name, &other, 0) == 0 && other.st_ino == table.st_ino &&
-                other.st_dev == table.st_dev;
+    while (!found) {
+        errno = 0;
+        struct dirent *e = readdir(directory);
+        if (!e) found = errno != 0 && !is_gone(errno);
+        else if (fstatat(dirfd(directory), e->d_name, &other, 0) != 0) found = !is_gone(errno);
+        else found = other.st_ino == table.st_ino && other.st_dev == table.st_dev;
+        if (!e) break;
+    }
     closedir(directory);
     return found;
 }
 
 static bool process_alive(mp_member *m, uint32_t pid, uint64_t start_time) {
     char state = 0;
-    errno = 0;
-    uint64_t found = pid ? read_start_time(pid, &state) : 0;
-    if (found == 0 && errno != 0 && errno != ENOENT && errno != ESRCH) return true; /* cannot tell: assume that it lives */
-    if (found == 0 || found != start_time) return false;
+    int error = 0;
+    uint64_t found = pid ? read_start_time(pid, &state, &error) : 0;
+    if (pid == 0) return false;
+    if (found == 0) return !is_gone(error); /* cannot tell: assume that it lives */
+    if (start_time != 0 && found != start_time) return false; /* 0: it could not be told when it attached */
     return state != 'Z' && state != 'X' && has_table_open(m, pid);
 }
 

@@ -112,7 +112,8 @@ static void fill_header(mp_header *h, const mp_geometry *g, const mp_creation *c
 
 mp_code mp_create(int table_fd, int arena_fd, const mp_geometry *g, const mp_creation *creation) {
     struct stat table, arena;
-    if (!mp_geometry_valid(g) || fstat(table_fd, &table) != 0 || fstat(arena_fd, &arena) != 0) return MP_INVALID;
+    if (!mp_geometry_valid(g)) return MP_INVALID;
+    if (fstat(table_fd, &table) != 0 || fstat(arena_fd, &arena) != 0) return MP_SYSTEM;
     if ((uint64_t)table.st_size != g->table_bytes || (uint64_t)arena.st_size != g->arena_bytes) return MP_INVALID;
     mp_header *h = mmap(NULL, sizeof *h, PROT_READ | PROT_WRITE, MAP_SHARED, table_fd, 0);
     if (h == MAP_FAILED) return MP_SYSTEM;
@@ -128,16 +129,36 @@ static mp_code refuse(char *why, const char *text, uint64_t found, uint64_t expe
     return MP_INVALID;
 }
 
+static mp_code system_failed(mp_member *m) {
+    m->error = errno;
+    return MP_SYSTEM;
+}
+
+/* Returns how much there is, or -1. */
+static ssize_t read_whole(int fd, void *to, size_t bytes) {
+    size_t done = 0;
+    while (done < bytes) {
+        ssize_t n = pread(fd, (uint8_t *)to + done, bytes - done, (off_t)done);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return -1;
+        if (n == 0) break;
+        done += (size_t)n;
+    }
+    return (ssize_t)done;
+}
+
 /* The header is copied once and only the copy is judged and used, so that nobody can change a
  * size between the check and the use. */
 static mp_code read_geometry(mp_member *m, char *why) {
     struct stat table, arena;
     mp_header *h = malloc(sizeof *h);
-    if (!h) return MP_SYSTEM;
+    if (!h) return system_failed(m);
     mp_code code = MP_OK;
-    if (fstat(m->table_fd, &table) != 0 || fstat(m->arena_fd, &arena) != 0 ||
-        pread(m->table_fd, h, sizeof *h, 0) != (ssize_t)sizeof *h)
-        code = refuse(why, "the table is too short for a header", (uint64_t)table.st_size, sizeof *h);
+    ssize_t got = read_whole(m->table_fd, h, sizeof *h);
+    if (got < 0 || fstat(m->table_fd, &table) != 0 || fstat(m->arena_fd, &arena) != 0)
+        code = system_failed(m);
+    else if ((uint64_t)got != sizeof *h)
+        code = refuse(why, "the table is too short for a header", (uint64_t)got, sizeof *h);
     else if (h->magic != MP_MAGIC)
         code = refuse(why, "this is not a millpond table: magic", h->magic, MP_MAGIC);
     else if (h->layout_version != MP_LAYOUT_VERSION)
@@ -152,7 +173,7 @@ static mp_code read_geometry(mp_member *m, char *why) {
         code = refuse(why, "the table's size is wrong", (uint64_t)table.st_size, h->geometry.table_bytes);
     else if ((uint64_t)arena.st_size != h->geometry.arena_bytes)
         code = refuse(why, "the arena's size is wrong", (uint64_t)arena.st_size, h->geometry.arena_bytes);
-    m->geometry = h->geometry;
+    if (code == MP_OK) m->geometry = h->geometry;
     free(h);
     return code;
 }
@@ -177,8 +198,14 @@ static mp_code init_private(mp_member *m) {
     uint64_t bytes = (uint64_t)m->geometry.entries * sizeof(mp_local);
     m->locals = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     m->wipe = mmap(NULL, MP_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (m->locals == MAP_FAILED || m->wipe == MAP_FAILED) return MP_SYSTEM;
-    (void)madvise((void *)m->wipe, MP_PAGE, MADV_WIPEONFORK);
+    bool whole = m->locals != MAP_FAILED && m->wipe != MAP_FAILED;
+    if (whole && madvise((void *)m->wipe, MP_PAGE, MADV_WIPEONFORK) != 0) whole = errno == EINVAL; /* an old system */
+    if (!whole) {
+        mp_code code = system_failed(m);
+        if (m->locals != MAP_FAILED) munmap(m->locals, bytes);
+        if (m->wipe != MAP_FAILED) munmap((void *)m->wipe, MP_PAGE);
+        return code;
+    }
     atomic_store(m->wipe, 1);
     pthread_mutex_init(&m->refs_mutex, NULL);
     pthread_mutex_init(&m->pins_mutex, NULL);
@@ -201,9 +228,9 @@ mp_code mp_map(mp_member *m, int table_fd, int arena_fd, int lock_fd, int birth_
     uint8_t *base = mmap(NULL, m->geometry.table_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, table_fd, 0);
     m->arena_write = mmap(NULL, arena, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, arena_fd, 0);
     m->arena_read = mmap(NULL, arena, PROT_READ, MAP_SHARED | MAP_NORESERVE, arena_fd, 0);
-    if (base == MAP_FAILED || m->arena_write == MAP_FAILED || m->arena_read == MAP_FAILED ||
-        init_private(m) != MP_OK) {
-        m->error = errno;
+    bool whole = base != MAP_FAILED && m->arena_write != MAP_FAILED && m->arena_read != MAP_FAILED;
+    if (!whole) (void)system_failed(m);
+    if (!whole || init_private(m) != MP_OK) {
         if (base != MAP_FAILED) munmap(base, m->geometry.table_bytes);
         if (m->arena_write != MAP_FAILED) munmap(m->arena_write, arena);
         if (m->arena_read != MAP_FAILED) munmap(m->arena_read, arena);
