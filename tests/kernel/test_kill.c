@@ -389,7 +389,7 @@ static void stop_in_any_operation(void) {
 static void crash_again_and_again(void) {
     static void (*const bodies[])(void) = {anything, reap, fork_on, leave_ruins};
     const char *wanted = getenv("MP_CRASHES");
-    uint32_t crashes = 0, goal = wanted ? (uint32_t)atoi(wanted) : CRASHES, high[3] = {0};
+    uint32_t crashes = 0, looks = 0, goal = wanted ? (uint32_t)atoi(wanted) : CRASHES, high[3] = {0};
     open_store(6 << 20);
     mp_pool *pools[] = {&self.header->pool_entries, &self.header->pool_tokens, &self.header->pool_segments};
     while (crashes < goal) {
@@ -402,8 +402,9 @@ static void crash_again_and_again(void) {
         }
         if (random_below(&survivor.random, 16) != 0) continue;
         survive();
+        bool early = looks++ < 3 || crashes < goal / 4;
         for (uint32_t i = 0; i < 3; i++) { /* what was used once is used again */
-            if (crashes < goal / 4) high[i] = 2 * atomic_load(&pools[i]->high);
+            if (early) high[i] = 2 * atomic_load(&pools[i]->high) + 8;
             CHECK(atomic_load(&pools[i]->high) <= high[i]);
         }
     }

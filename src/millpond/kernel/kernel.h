@@ -98,7 +98,6 @@ typedef struct mp_member {
     uint32_t queued; /* threads that wait for room; under the store's mutex */
     uint64_t queue_served; /* of what they need: taken by those that have not left yet; under it as well */
 
-
     /* fork in progress */
     uint32_t fork_slot;
     int fork_fd, spare_fd;
