@@ -118,6 +118,12 @@ def test_a_client_reads_in_place(client: Client, store: millpond.Store) -> None:
     assert array.sum() == BIG  # a view outlives its key
 
 
+def test_a_client_of_workers_without_a_store_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0") as plain:
+        attach(plain)
+    assert "none of the 1 workers has a store on this machine" in caplog.text
+
+
 def test_no_worker_loads_what_a_client_reads_in_place(client: Client, store: millpond.Store) -> None:
     attach(client)
     future = client.submit(daskjobs.ones, BIG)

@@ -8,7 +8,8 @@ import mmap
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ from millpond.spill.writer import SpillWriter
 from spill_fakes import Failing, FakeBatch, FakeTable, NoDirect, open_descriptors
 
 MIB = 1 << 20
+NIGHTLY = bool(os.environ.get("MILLPOND_NIGHTLY"))
 NOISE = random.Random(4).randbytes(10 * MIB)
 
 
@@ -115,24 +117,28 @@ def stored(request: pytest.FixtureRequest, tmp_path: Path) -> Stored:
     return Stored(tmp_path, content(size), codec)
 
 
-def test_every_byte_of_the_header_counts(stored: Stored) -> None:
-    assert stored.read() == stored.value
-    for offset in range(HEADER_BYTES):
+def every_flip_is_noticed(stored: Stored, offsets: Collection[int]) -> int:
+    """One bit of each of these bytes of the record, one after another; how many."""
+    for offset in offsets:
         stored.flip(offset, 1 << offset % 8)
         assert stored.is_lost()
         stored.flip(offset, 1 << offset % 8)
     assert stored.read() == stored.value
+    return len(offsets)
 
 
-def test_every_byte_of_the_payload_counts(stored: Stored) -> None:
+def test_every_byte_of_the_header_counts(stored: Stored, tally: Counter[str]) -> None:
+    assert stored.read() == stored.value
+    tally["bits flipped in spill files"] += every_flip_is_noticed(stored, range(HEADER_BYTES))
+
+
+def test_every_byte_of_the_payload_counts(stored: Stored, tally: Counter[str]) -> None:
     start = PAGE if stored.place.length % PAGE == 0 and stored.place.offset % PAGE == 0 else HEADER_BYTES
     count = stored.header().stored
     rng = random.Random(1)
-    for offset in {0, 1, 3, 4, count - 1, *(rng.randrange(count) for _ in range(15))}:
-        stored.flip(start + offset, 1 << offset % 8)
-        assert stored.is_lost()
-        stored.flip(start + offset, 1 << offset % 8)
-    assert stored.read() == stored.value
+    some = {0, 1, 3, 4, count - 1, *(rng.randrange(count) for _ in range(1000 if NIGHTLY else 15))}
+    offsets = [start + offset for offset in sorted(some)]
+    tally["bits flipped in spill files"] += every_flip_is_noticed(stored, offsets)
 
 
 def test_padding_does_not_count(stored: Stored) -> None:
@@ -140,12 +146,16 @@ def test_padding_does_not_count(stored: Stored) -> None:
     assert stored.read() == stored.value
 
 
-def test_a_truncated_file(stored: Stored) -> None:
+def test_a_truncated_file(stored: Stored, tally: Counter[str]) -> None:
+    """At every 512 bytes, of a large file at some of them; and at a few odd lengths."""
     whole = stored.path.read_bytes()
     end = padded(stored.place.offset + stored.place.length)
-    for length in {0, 1, 511, min(4096, end - 1), end // 2, end - PAGE, end - 1}:
-        stored.path.write_bytes(whole[:length])
+    step = 512 if NIGHTLY or end <= 64 * 512 else end // 64 // 512 * 512
+    lengths = {1, 511, min(4096, end - 1), end // 2, end - PAGE, end - 1, *range(0, end, step)}
+    for length in sorted(lengths, reverse=True):
+        os.truncate(stored.path, length)
         assert stored.is_lost("the file ends at")
+    tally["truncated spill files"] += len(lengths)
     stored.path.write_bytes(whole)
     assert stored.read() == stored.value
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from distributed import Client, Worker
 
-from millpond import AttachError, Store, connect
+from millpond import AttachError, Store, connect, log
 from millpond.integrations.dask.data import WorkerData
 from millpond.integrations.dask.transfer import CLIENT, declare
 
@@ -22,6 +22,7 @@ def attach(client: Client) -> Any:
 
     Call it before the first result is read. Results are then fetched from the workers, not through the
     scheduler; those of workers on other machines come as bytes. Await it if the client is asynchronous.
+    A warning is logged if no worker has a store here.
     """
     return client.sync(_attach, client)
 
@@ -32,6 +33,12 @@ async def _attach(client: Client) -> None:
     for address in {address for address in addresses.values() if address is not None}:
         with suppress(AttachError):  # a store of another machine
             stores.append(connect(address))
+    if not stores:
+        log.warning(
+            "none of the %d workers has a store on this machine: results will be copied. Workers share one "
+            "when the cluster is started with cluster_options()",
+            len(addresses),
+        )
     _stores[client] = stores
     declare(client.rpc, CLIENT, [store.uuid for store in stores])
     client.direct_to_workers = True
