@@ -424,7 +424,6 @@ def test_kill_and_stop(pond: Pond, page: Page, operation: Operation, tally: Coun
     survivor.run(page, page.forget)
     reached = page.hits()
     assert operation.reaches <= reached.keys() <= set(names())
-    seen.update(reached)
     ran.add(operation.act.__name__)
     survivor.expect_nothing_left()
     missed, deaths = [], 0
@@ -434,8 +433,10 @@ def test_kill_and_stop(pond: Pond, page: Page, operation: Operation, tally: Coun
             if not survivor.run(page, lambda point=point, hit=hit: page.arm(point, hit)):
                 missed.append((point, hit))
             survivor.expect_nothing_left()
-    # a pool grows once; how often something is done may differ from run to run
-    assert {point for point, hit in missed if hit == 1} <= {"pool.populated"}, missed
+    # How often something is done may differ from run to run, and by chance the victim does a janitor's work.
+    by_chance = {point for point, hit in missed if hit == 1} - {"pool.populated"}  # a pool grows once
+    assert not by_chance & operation.reaches, missed
+    seen.update(reached.keys() - by_chance)
     stops = 0
     for point in sorted(reached) if NIGHTLY else random.sample(sorted(reached), 3):
         stops += survivor.run(page, lambda point=point: page.arm(point, 1, signal.SIGSTOP))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +19,7 @@ from millpond.cli.stress.director import Director
 from millpond.cli.stress.hand import Command, Hand
 from millpond.cli.stress.values import SIZE_MAX, Values, difference
 from millpond.cli.watch import Watch
+from workers import wait_until
 
 
 def small_keys(count: int) -> list[int]:
@@ -157,14 +157,13 @@ def test_books_know_what_survives() -> None:
 
 @pytest.mark.parametrize(("peak", "fault"), [(100, False), (101, True)])
 def test_watch(peak: int, fault: bool) -> None:
-    figures = iter([50, peak])
+    figures = [10, peak, 50]
     store = SimpleNamespace(
-        memory_limit=100, stats=lambda: SimpleNamespace(committed_bytes=next(figures, 10))
+        memory_limit=100,
+        stats=lambda: SimpleNamespace(committed_bytes=figures.pop() if figures else 10),
     )
     with Watch(store) as watch:  # type: ignore[arg-type]
-        deadline = time.monotonic() + 10
-        while watch.samples < 3 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: not figures)
     assert watch.peak_bytes == peak
     assert bool(watch.fault) is fault
 
