@@ -10,6 +10,7 @@ Not here: who runs the calls (executor.py, loky.py, joblib.py), how objects are 
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import secrets
@@ -28,7 +29,6 @@ __all__ = [
     "SHARE_ABOVE",
     "Arrived",
     "Call",
-    "CloudPickler",
     "Dumps",
     "Lease",
     "Outcome",
@@ -36,6 +36,7 @@ __all__ = [
     "by_value",
     "carried",
     "check_options",
+    "cloudpickled",
 ]
 
 SHARE_ABOVE = 64 << 10
@@ -58,13 +59,19 @@ def carried(index: int) -> ObjectRef:
     return _carrying.refs[index]
 
 
-class CloudPickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Pickles with `own` rules by type, beside those of `register_reducer` and of cloudpickle."""
-
+class _CloudPickler(cloudpickle.Pickler):  # type: ignore[misc]
     def __init__(self, target: Any, buffer_callback: Callable[..., Any], own: dict[type, Any]) -> None:
         # The compiled pickler reads the table once, when it is initialized.
         self.dispatch_table = reducers.over({**cloudpickle.Pickler.dispatch_table, **own})
         super().__init__(target, 5, buffer_callback)
+
+
+def cloudpickled(value: Any, own: dict[type, Any]) -> tuple[bytes, list[pickle.PickleBuffer]]:
+    """(pickle, its buffers), with `own` rules by type beside those of `register_reducer` and cloudpickle."""
+    target = io.BytesIO()
+    buffers: list[pickle.PickleBuffer] = []
+    _CloudPickler(target, buffers.append, own).dump(value)
+    return target.getvalue(), buffers
 
 
 def _pack(value: Any, store: Store, share_above: int, dumps: Dumps) -> tuple[Inline | None, list[ObjectRef]]:

@@ -35,12 +35,39 @@ from millpond.integrations.calls import (
 )
 from millpond.store import reducers
 
-__all__ = ["Future", "ProcessPoolExecutor", "mapped", "perform"]
+__all__ = ["Future", "MappingExecutor", "ProcessPoolExecutor", "perform"]
 
 T = TypeVar("T")
 
 
-class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
+class MappingExecutor(concurrent.futures.Executor):
+    """An executor whose `map` takes refs for values, and reads no further ahead than it is told."""
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]:
+        """As in the standard library, where refs among the items arrive as values.
+
+        buffersize: chunks that are submitted and not yet read, at most: `iterables` are read no further
+        ahead, so that a generator may yield more than fits into memory. None: all are submitted at once.
+        """
+        if buffersize is not None and not isinstance(buffersize, int):
+            raise TypeError("buffersize must be an integer or None")
+        if chunksize < 1 or (buffersize is not None and buffersize < 1):
+            raise ValueError("buffersize and chunksize must be >= 1")
+        items = zip(*iterables, strict=False)
+        chunks = iter(lambda: list(itertools.islice(items, chunksize)), [])
+        end = None if timeout is None else time.monotonic() + timeout
+        calls = (self.submit(_each, fn, chunk) for chunk in chunks)
+        return _results(calls, deque(itertools.islice(calls, buffersize)), end)
+
+
+class ProcessPoolExecutor(MappingExecutor, concurrent.futures.ProcessPoolExecutor):
     """A pool of processes that reads large arguments and results in shared memory instead of copying them.
 
     Everything is as in concurrent.futures, and besides:
@@ -94,21 +121,6 @@ class ProcessPoolExecutor(concurrent.futures.ProcessPoolExecutor):
         future.__class__ = Future
         return future  # type: ignore[no-any-return]
 
-    def map(
-        self,
-        fn: Callable[..., T],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int = 1,
-        buffersize: int | None = None,
-    ) -> Iterator[T]:
-        """As in the standard library, where refs among the items arrive as values.
-
-        buffersize: chunks that are submitted and not yet read, at most: `iterables` are read no further
-        ahead, so that a generator may yield more than fits into memory. None: all are submitted at once.
-        """
-        return mapped(self.submit, fn, iterables, timeout, chunksize, buffersize)
-
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """As in the standard library; a private store is closed. Results can still be read."""
         super().shutdown(wait, cancel_futures=cancel_futures)
@@ -138,26 +150,6 @@ class Future(concurrent.futures.Future[T]):
             return self.done(), self.cancelled(), None, None
         error = self.exception()
         return True, False, self.result() if error is None else None, error
-
-
-def mapped(
-    submit: Callable[..., concurrent.futures.Future[Any]],
-    function: Callable[..., T],
-    iterables: tuple[Iterable[Any], ...],
-    timeout: float | None,
-    chunksize: int,
-    buffersize: int | None,
-) -> Iterator[T]:
-    """`map` of an executor, by its `submit`."""
-    if buffersize is not None and not isinstance(buffersize, int):
-        raise TypeError("buffersize must be an integer or None")
-    if chunksize < 1 or (buffersize is not None and buffersize < 1):
-        raise ValueError("buffersize and chunksize must be >= 1")
-    items = zip(*iterables, strict=False)
-    chunks = iter(lambda: list(itertools.islice(items, chunksize)), [])
-    end = None if timeout is None else time.monotonic() + timeout
-    calls = (submit(_each, function, chunk) for chunk in chunks)
-    return _results(calls, deque(itertools.islice(calls, buffersize)), end)
 
 
 def _results(

@@ -13,7 +13,6 @@ Not here: workers, batches, nesting (joblib), how calls and results travel (call
 
 from __future__ import annotations
 
-import io
 import pickle
 import weakref
 from collections.abc import Callable
@@ -31,7 +30,6 @@ from millpond.integrations.calls import (
     SHARE_ABOVE,
     Arrived,
     Call,
-    CloudPickler,
     Dumps,
     Lease,
     Outcome,
@@ -39,6 +37,7 @@ from millpond.integrations.calls import (
     by_value,
     carried,
     check_options,
+    cloudpickled,
 )
 from millpond.integrations.visit import Visit
 from millpond.store.options import Options
@@ -181,11 +180,7 @@ def _dumps(
         refs.append(ref)
         return _carried_array, (len(refs) - 1,)
 
-    target = io.BytesIO()
-    buffers: list[pickle.PickleBuffer] = []
-    own = {ObjectRef: carry, np.ndarray: carry_array, np.memmap: carry_array}
-    CloudPickler(target, buffers.append, own).dump(value)
-    return target.getvalue(), buffers
+    return cloudpickled(value, {ObjectRef: carry, np.ndarray: carry_array, np.memmap: carry_array})
 
 
 # --- in the worker ---

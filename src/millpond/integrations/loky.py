@@ -13,9 +13,8 @@ Not here: the pool (loky), how calls and results travel (calls.py).
 from __future__ import annotations
 
 import concurrent.futures
-import io
 import pickle
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import loky
@@ -25,14 +24,14 @@ from millpond import ObjectRef, Store
 from millpond.integrations.calls import (
     SHARE_ABOVE,
     Call,
-    CloudPickler,
     Lease,
     Outcome,
     Task,
     carried,
     check_options,
+    cloudpickled,
 )
-from millpond.integrations.executor import Future, mapped, perform
+from millpond.integrations.executor import Future, MappingExecutor, perform
 from millpond.integrations.visit import Visit
 
 __all__ = ["LokyExecutor", "get_reusable_executor"]
@@ -59,7 +58,7 @@ def get_reusable_executor(
     return LokyExecutor(pool, Lease(Store() if store is None else store, private=store is None), share_above)
 
 
-class LokyExecutor(concurrent.futures.Executor):
+class LokyExecutor(MappingExecutor):
     """What `get_reusable_executor` gives: an executor of loky, with these differences.
 
     - A ref among the arguments of a call arrives as its value. Refs inside lists, dicts and so on stay refs,
@@ -84,20 +83,6 @@ class LokyExecutor(concurrent.futures.Executor):
         future.__class__ = _LokyFuture  # as in executor.py
         return future  # type: ignore[no-any-return]
 
-    def map(
-        self,
-        fn: Callable[..., T],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int = 1,
-        buffersize: int | None = None,
-    ) -> Iterator[T]:
-        """As in the standard library, where refs among the items arrive as values.
-
-        buffersize: chunks that are submitted and not yet read, at most. None: all are submitted at once.
-        """
-        return mapped(self.submit, fn, iterables, timeout, chunksize, buffersize)
-
     def shutdown(self, wait: bool = True, kill_workers: bool = False) -> None:  # type: ignore[override]
         """Ends loky's pool, as loky does it. A private store is closed; results can still be read."""
         self._pool.shutdown(wait=wait, kill_workers=kill_workers)
@@ -117,10 +102,7 @@ def _dumps(value: Any, refs: list[ObjectRef]) -> tuple[bytes, list[pickle.Pickle
         refs.append(ref)
         return carried, (len(refs) - 1,)
 
-    target = io.BytesIO()
-    buffers: list[pickle.PickleBuffer] = []
-    CloudPickler(target, buffers.append, {ObjectRef: carry}).dump(value)
-    return target.getvalue(), buffers
+    return cloudpickled(value, {ObjectRef: carry})
 
 
 # --- in the worker ---
