@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from millpond import log
 from millpond.flag import Flag
+from millpond.store.threads import await_end
 
 if TYPE_CHECKING:
     from millpond.store.store import Store
@@ -64,10 +65,7 @@ class Janitor:
         if thread is None:
             return False
         store = self._store()
-        in_the_middle = store is not None and store._room.in_the_middle()
-        if thread is not threading.current_thread() and not in_the_middle:
-            thread.join()
-            await_end(thread.native_id)
+        await_end(thread, store._room if store is not None else None)
         return True
 
     def _collect_garbage(self, store: Store) -> None:
@@ -93,14 +91,6 @@ class Janitor:
                 if not store.closed:
                     log.exception("background work of a store failed; it is tried again")
             del store
-
-
-def await_end(thread: int | None) -> None:
-    """`join` returns a moment before the system has let the thread go; a fork in that moment would be one of
-    a process with two threads, of which Python warns."""
-    deadline = time.monotonic() + 0.1
-    while os.path.exists(f"/proc/self/task/{thread}") and time.monotonic() < deadline:
-        time.sleep(0)
 
 
 _janitors: weakref.WeakSet[Janitor] = weakref.WeakSet()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 from millpond import log
 from millpond.errors import MillpondError
 from millpond.hot import Core, ObjectRef, Using
-from millpond.store.janitor import await_end
+from millpond.store.threads import await_end
 
 if TYPE_CHECKING:
     from millpond.store.ahead import Ahead
@@ -74,10 +74,8 @@ class Prefetch:
             if forget:
                 self._requests.clear()
         try:
-            in_the_middle = self._ahead is not None and self._ahead.room.in_the_middle()
-            if thread is not None and thread is not threading.current_thread() and not in_the_middle:
-                thread.join()
-                await_end(thread.native_id)
+            if thread is not None:
+                await_end(thread, self._ahead.room if self._ahead is not None else None)
         finally:
             self._stopping = False
 

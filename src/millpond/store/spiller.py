@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from millpond import log
 from millpond.errors import StoreClosedError
 from millpond.flag import Flag
-from millpond.store.janitor import await_end
+from millpond.store.threads import await_end, may_await
 
 if TYPE_CHECKING:
     from millpond.store.room import Room
@@ -70,7 +70,7 @@ class Spiller:
 
     def await_step(self, seen: int) -> bool:
         """Waits for the step that the thread is at, if any; whether `freed` is not `seen` any more."""
-        if self._may_wait(self._thread):
+        if may_await(self._thread, self._room()):
             while self.freed == seen and not self._idle.wait(SLICE_S):
                 pass
         return self.freed != seen
@@ -81,13 +81,8 @@ class Spiller:
             thread, self._thread = self._thread, None
             self._stopping.set()
         self._wanted.set()
-        if thread is not None and self._may_wait(thread):
-            thread.join()
-            await_end(thread.native_id)
-
-    def _may_wait(self, thread: threading.Thread | None) -> bool:
-        room = self._room()
-        return thread is not threading.current_thread() and (room is None or not room.in_the_middle())
+        if thread is not None:
+            await_end(thread, self._room())
 
     def _run(self, stopping: Flag) -> None:
         with self._lock:
