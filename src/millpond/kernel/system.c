@@ -121,10 +121,12 @@ static bool has_table_open(mp_member *m, uint32_t pid) {
     while (!found) {
         errno = 0;
         struct dirent *e = readdir(directory);
-        if (!e) found = errno != 0 && !is_gone(errno);
-        else if (fstatat(dirfd(directory), e->d_name, &other, 0) != 0) found = !is_gone(errno);
+        if (!e) {
+            found = errno != 0 && !is_gone(errno);
+            break;
+        }
+        if (fstatat(dirfd(directory), e->d_name, &other, 0) != 0) found = !is_gone(errno);
         else found = other.st_ino == table.st_ino && other.st_dev == table.st_dev;
-        if (!e) break;
     }
     closedir(directory);
     return found;
