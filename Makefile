@@ -11,7 +11,7 @@ SOURCES := setup.py $(shell find src/millpond -name '*.py' -o -name '*.pyi' -o -
 KERNEL := $(wildcard src/millpond/kernel/*.c)
 STRICT := -O2 -std=gnu11 -Wall -Wextra -Werror -fvisibility=hidden -pthread -Isrc/millpond/kernel
 
-.PHONY: help bench-choices bench-engines venv wheel sdist demo test test-wheel test-sdist docs pictures nightly check check-style check-types check-kernel check-instructions failpoints proof storm soak bench bench-peers stress clean
+.PHONY: help bench-choices bench-engines venv wheel sdist demo test test-wheel test-sdist docs pictures nightly check check-style check-types check-kernel check-instructions failpoints proof storm jitter soak bench bench-peers stress clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -101,6 +101,9 @@ proof: venv failpoints ## everything that is sampled elsewhere, in full, with a 
 
 storm: venv ## half an hour of kills and stops over eight processes
 	$(BIN)/python tests/storm.py --seconds 1800
+
+jitter: failpoints ## ten minutes of it where every process sleeps for a moment between any two steps that others may see
+	PYTHONPATH=build/failpoints MILLPOND_FAILPOINT_JITTER=20:3000 $(BIN)/python tests/storm.py --seconds 600 --memory 24MiB --segment 256KiB --pause 0.2
 
 soak: venv ## eight hours of it, with an account of memory, descriptors, threads and files
 	$(BIN)/python tests/storm.py --seconds 600 --rounds $(ROUNDS)

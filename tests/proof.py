@@ -49,6 +49,12 @@ PARTS: Final = (
     Part("damage", f"MILLPOND_NIGHTLY=1 {PYTEST} tests/test_spill_reader.py --counts {{counts}}"),
     Part("model", f"MILLPOND_NIGHTLY=1 {PYTEST} tests/test_model.py --counts {{counts}}"),
     Part("storm", f"{sys.executable} tests/storm.py --seconds 300 --counts {{counts}}"),
+    Part(
+        "jitter",
+        "PYTHONPATH=build/failpoints MILLPOND_FAILPOINT_JITTER=20:3000 "
+        f"{sys.executable} tests/storm.py --seconds 120 --memory 24MiB --segment 256KiB --pause 0.2 "
+        "--counts {counts}",
+    ),
 )
 
 

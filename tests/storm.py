@@ -6,8 +6,12 @@ nothing may be left in it: no object, no byte of memory in use, no file, no memb
 A soak is many rounds in one store: what this process has (memory, descriptors, threads) and what the table
 has taken must be the same after the last round as after the first.
 
-Run: python tests/storm.py [--seconds 60] [--rounds 1] [--processes 8] [--memory 64MiB] [--no-kill]
-    [--seed N] [--counts FILE]
+With the build that has failpoints, processes can be made to sleep for a moment between any two steps that
+others may see, so that races which want a long moment come about in seconds.
+
+Run: python tests/storm.py [--seconds 60] [--rounds 1] [--processes 8] [--memory 64MiB] [--segment 128MiB]
+    [--pause 0.4] [--no-kill] [--seed N] [--counts FILE]
+    PYTHONPATH=build/failpoints MILLPOND_FAILPOINT_JITTER=20:3000 python tests/storm.py --memory 24MiB
 """
 
 from __future__ import annotations
@@ -24,13 +28,15 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
 
 import millpond
+import millpond.spill.segments
 from history import Recorder, Verdict, check, read
+from millpond.units import parse_bytes
 from ponds import residue
 from proof import write_counts
 from workers import wait_until
@@ -121,8 +127,19 @@ def _seed_of(value: Any) -> int:
     return first if whole else 0
 
 
-def _run(address: str, history: Path, seed: int) -> None:
+def _run(address: str, history: Path, seed: int, segment_bytes: int) -> None:
+    millpond.spill.segments.SEGMENT_BYTES = segment_bytes  # type: ignore[misc]
     Hand(address, history, seed).work()
+
+
+class Weather(NamedTuple):
+    """How rough it is."""
+
+    kill: bool = True
+    pause: float = 0.4
+    """Seconds from one blow to the next, at most."""
+    segment_bytes: int = millpond.spill.segments.SEGMENT_BYTES
+    """Where a spill file ends: short ones come and go."""
 
 
 @dataclass
@@ -138,8 +155,10 @@ class Outcome:
 class Storm:
     """The processes, and what comes over them."""
 
-    def __init__(self, store: millpond.Store, directory: Path, processes: int, seed: int) -> None:
-        self._store, self._directory = store, directory
+    def __init__(
+        self, store: millpond.Store, directory: Path, processes: int, weather: Weather, seed: int
+    ) -> None:
+        self._store, self._directory, self._weather = store, directory, weather
         self._dice = random.Random(seed)
         self._started = self.kills = self.stops = 0
         self._processes = [self._start() for _ in range(processes)]
@@ -150,22 +169,23 @@ class Storm:
             self._store.address,
             self._directory / f"{self._started}.log",
             self._dice.getrandbits(60),
+            self._weather.segment_bytes,
         )
         process = SPAWN.Process(target=_run, args=arguments, daemon=True)
         process.start()
         return process
 
-    def rage(self, seconds: float, kill: bool) -> None:
-        """For so long somebody is stopped or killed, some five times a second."""
+    def rage(self, seconds: float) -> None:
+        """For so long somebody is stopped or killed again and again."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            time.sleep(self._dice.uniform(0.05, 0.4))
+            time.sleep(self._dice.uniform(0.1, 1) * self._weather.pause)
             at = self._dice.randrange(len(self._processes))
             if not self._processes[at].is_alive():
                 raise AssertionError(f"a process ended by itself with {self._processes[at].exitcode}")
             if self._dice.random() < 0.3:
                 self._stop(self._processes[at])
-            elif kill:
+            elif self._weather.kill:
                 self._kill(at)
 
     def _stop(self, process: Any) -> None:
@@ -205,7 +225,9 @@ def account(store: millpond.Store) -> dict[str, int]:
     }
 
 
-def run(seconds: float, processes: int, memory: str, kill: bool, seed: int, rounds: int = 1) -> list[Outcome]:
+def run(
+    seconds: float, processes: int, memory: str, weather: Weather, seed: int, rounds: int = 1
+) -> list[Outcome]:
     """One storm after another over one store, in directories of its own."""
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="storm-") as name:
@@ -215,8 +237,8 @@ def run(seconds: float, processes: int, memory: str, kill: bool, seed: int, roun
             first: dict[str, int] = {}
             for number in range(rounds):
                 (log := directory / str(number)).mkdir()
-                storm = Storm(store, log, processes, seed + number)
-                storm.rage(seconds, kill)
+                storm = Storm(store, log, processes, weather, seed + number)
+                storm.rage(seconds)
                 outcomes.append(storm.end())
                 now = account(store)
                 first = first or now
@@ -235,11 +257,14 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--memory", default="64MiB")
+    parser.add_argument("--segment", type=parse_bytes, default=Weather().segment_bytes)
+    parser.add_argument("--pause", type=float, default=Weather().pause)
     parser.add_argument("--no-kill", action="store_true")
     parser.add_argument("--seed", type=int, default=time.time_ns())
     parser.add_argument("--counts", type=Path)
     args = parser.parse_args()
-    outcomes = run(args.seconds, args.processes, args.memory, not args.no_kill, args.seed, args.rounds)
+    weather = Weather(not args.no_kill, args.pause, args.segment)
+    outcomes = run(args.seconds, args.processes, args.memory, weather, args.seed, args.rounds)
     for outcome in outcomes:
         for fault in [*outcome.verdict.faults[:20], *map(str, outcome.left.items())]:
             print(fault)

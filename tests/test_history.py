@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 import storm
+from failpoints import BUILD
 from history import NEVER, Event, Recorder, check, read
 
 PUT = Event("put", "a", 0, 10, "ok", 7)
@@ -56,8 +58,20 @@ def test_recorded_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kill", [False, True])
 def test_a_storm(kill: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MILLPOND_DIR", "")  # put back afterwards
-    outcomes = storm.run(seconds=3, processes=4, memory="24MiB", kill=kill, seed=1, rounds=2)
+    weather = storm.Weather(kill)
+    outcomes = storm.run(seconds=3, processes=4, memory="24MiB", weather=weather, seed=1, rounds=2)
     assert [outcome.verdict.faults for outcome in outcomes] == [[], []]
     assert [outcome.left for outcome in outcomes] == [{}, {}]
     assert all(outcome.verdict.gets > 50 for outcome in outcomes)
     assert bool(sum(outcome.kills for outcome in outcomes)) == kill
+
+
+def test_a_storm_of_processes_that_dawdle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What needs a long moment between two steps: here each step may be followed by one."""
+    monkeypatch.setenv("MILLPOND_DIR", "")
+    monkeypatch.setenv("MILLPOND_FAILPOINT_JITTER", "20:3000")
+    monkeypatch.setattr(sys, "path", [str(BUILD), *sys.path])  # of the processes that it starts
+    weather = storm.Weather(pause=0.2, segment_bytes=256 << 10)
+    (outcome,) = storm.run(seconds=8, processes=6, memory="24MiB", weather=weather, seed=1)
+    assert (outcome.verdict.faults, outcome.left) == ([], {})
+    assert outcome.verdict.gets > 50 and outcome.kills > 5

@@ -279,7 +279,7 @@ cdef extern from "kernel.h" nogil:
     mp_code mp_segment_open(mp_member *m, uint32_t directory, uint32_t *segment, uint64_t *id)
     mp_code mp_segment_reserve(mp_member *m, uint32_t segment, uint64_t bytes, uint64_t *offset)
     void mp_segment_close(mp_member *m, uint32_t segment)
-    uint32_t mp_segment_dead(mp_member *m, uint32_t start)
+    uint32_t mp_segment_dead(mp_member *m, uint32_t start, mp_segment *copy)
     mp_code mp_segment_read(mp_member *m, uint32_t segment, mp_segment *copy)
     mp_code mp_segment_forget(mp_member *m, uint32_t segment, uint64_t id)
     mp_code mp_segment_punched(mp_member *m, uint32_t segment, uint64_t id, uint64_t bytes)

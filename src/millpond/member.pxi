@@ -304,16 +304,16 @@ cdef class Member:
     def segment_dead(self):
         """[(segment, id, directory)] of the files that no object needs any more."""
         cdef uint32_t segment = 0
+        cdef mp_segment s
         dead = []
         if self.m.header.dead_segments == 0:
             return dead
         while True:
-            segment = mp_segment_dead(&self.m, segment + 1)
+            with nogil:
+                segment = mp_segment_dead(&self.m, segment + 1, &s)
             if segment == 0:
                 return dead
-            info = self.segment_info(segment)
-            if info is not None:
-                dead.append((segment, info[0], info[1]))
+            dead.append((segment, s.id, s.directory))
 
     def segment_forget(self, uint32_t segment, uint64_t id):
         """The file is unlinked: its record may be used again."""

@@ -116,11 +116,10 @@ static uint8_t *disk_at(agent *a, uint32_t segment, uint64_t offset) {
 
 static void forget_dead_segments(mp_member *m) {
     mp_segment copy;
-    for (uint32_t s = mp_segment_dead(m, 1); s != 0; s = mp_segment_dead(m, s + 1))
-        if (mp_segment_read(m, s, &copy) == MP_OK) {
-            mp_code code = mp_segment_forget(m, s, copy.id);
-            CHECK(code == MP_OK || code == MP_NOT_FOUND); /* somebody else was faster */
-        }
+    for (uint32_t s = mp_segment_dead(m, 1, &copy); s != 0; s = mp_segment_dead(m, s + 1, &copy)) {
+        mp_code code = mp_segment_forget(m, s, copy.id);
+        CHECK(code == MP_OK || code == MP_NOT_FOUND); /* somebody else was faster */
+    }
 }
 
 static bool append(agent *a, const uint8_t *from, uint64_t size, mp_place *place) {

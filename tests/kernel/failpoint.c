@@ -1,4 +1,4 @@
-/* Failpoints of a test build: counts who comes by, and sends the signal that the test ordered.
+/* Failpoints of a test build: counts who comes by, sends the signal that the test ordered, and dawdles.
  * Stands alone, so that a build of the Python module can take it in.
  */
 #define _GNU_SOURCE
@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "failpoint_page.h"
@@ -48,8 +49,30 @@ void failpoint_arm(const char *name, uint32_t hit, int signal, int32_t pid) {
 
 bool failpoint_disarm(void) { return atomic_exchange(&failpoint_page->armed, 0) == 0; }
 
+static uint32_t jitter_one_in, jitter_ns; /* zero: nobody dawdles */
+
+/* xorshift (Marsaglia, Journal of Statistical Software 8, 2003), one a thread. */
+static uint32_t dice(void) {
+    static _Thread_local uint32_t state;
+    if (state == 0) {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        state = ((uint32_t)now.tv_nsec ^ ((uint32_t)gettid() << 16)) | 1u;
+    }
+    state ^= state << 13;
+    state ^= state >> 17;
+    return state ^= state << 5;
+}
+
+static void dawdle(void) {
+    if (jitter_one_in == 0 || dice() % jitter_one_in != 0) return;
+    struct timespec moment = {0, (long)(dice() % jitter_ns)};
+    nanosleep(&moment, NULL);
+}
+
 void mp_failpoint_reach(const char *name) {
     if (failpoint_hook) failpoint_hook(name);
+    dawdle();
     if (!failpoint_page) return;
     uint64_t hash = failpoint_hash(name);
     atomic_fetch_add(row_of(hash), 1);
@@ -69,7 +92,16 @@ static void map_page(int flags, int fd) {
 
 void failpoint_share(void) { map_page(MAP_ANONYMOUS, -1); }
 
+static void read_jitter(const char *jitter) {
+    char *end;
+    unsigned long one_in = strtoul(jitter, &end, 10), microseconds = *end == ':' ? strtoul(end + 1, NULL, 10) : 0;
+    if (one_in == 0 || microseconds == 0 || microseconds >= 1000000) abort(); /* not what somebody meant */
+    jitter_one_in = (uint32_t)one_in;
+    jitter_ns = (uint32_t)microseconds * 1000u;
+}
+
 __attribute__((constructor)) static void read_environment(void) {
+    if (getenv("MILLPOND_FAILPOINT_JITTER")) read_jitter(getenv("MILLPOND_FAILPOINT_JITTER"));
     const char *path = getenv("MILLPOND_FAILPOINT_PAGE"), *plan = getenv("MILLPOND_FAILPOINT");
     char name[64], *hit, *action;
     if (path) {

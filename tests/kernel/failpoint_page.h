@@ -2,7 +2,8 @@
  *
  * A page that is mapped before the fork serves C tests (failpoint_page). Other programs map a
  * file of PAGE_BYTES named by $MILLPOND_FAILPOINT_PAGE, or arm one failpoint of one process by
- * $MILLPOND_FAILPOINT="name[:hit[:kill|stop]]".
+ * $MILLPOND_FAILPOINT="name[:hit[:kill|stop]]". $MILLPOND_FAILPOINT_JITTER="n:microseconds" needs no page: at one
+ * failpoint in n its process sleeps, for so long at most, so that others come in between.
  */
 #ifndef MILLPOND_FAILPOINT_PAGE_H
 #define MILLPOND_FAILPOINT_PAGE_H

@@ -391,6 +391,12 @@ MUTANTS: Final = (
         "if (mp_segment_mine(m, segment) && m->segments[segment].id == id)",
         "if (mp_segment_mine(m, segment))",
     ),
+    Mutant(
+        "a segment that was dead a moment ago is swept",
+        "segments.c",
+        "if (code == MP_OK && atomic_load(&copy->state) == MP_SEGMENT_DEAD) return s;",
+        "if (code == MP_OK) return s;",
+    ),
 )
 
 

@@ -180,6 +180,7 @@ static void call_store(mp_member *m) {
     static mp_object objects[ENTRIES];
     uint64_t birth, offset, id;
     uint32_t entry, cursor = 0, found, segment;
+    mp_segment dead;
     switch (below(14)) {
     case 0: if (mp_draft(m, 1 + random_below(&dice, 200000), &entry, &birth, &offset) == MP_OK) mp_seal(m, entry, birth); break;
     case 1: mp_grow(m, random_below(&dice, 1 << 20)); break;
@@ -190,7 +191,7 @@ static void call_store(mp_member *m) {
     case 6: mp_candidates(m, &cursor, candidates, ENTRIES); break;
     case 7: mp_objects(m, &cursor, objects, ENTRIES, &found); break;
     case 8: if (mp_segment_open(m, 0, &segment, &id) == MP_OK && mp_segment_reserve(m, segment, 1 << 20, &offset) == MP_OK) mp_segment_close(m, segment); break;
-    case 9: for (segment = 0; (segment = mp_segment_dead(m, segment)) != 0; segment++) mp_segment_forget(m, segment, segment); break;
+    case 9: for (segment = 0; (segment = mp_segment_dead(m, segment, &dead)) != 0; segment++) mp_segment_forget(m, segment, dead.id); break;
     case 10: mp_check(m, NULL, NULL); break;
     case 11: mp_empty_blocks(m, random_below(&dice, 1 << 20)); break;
     case 12:

@@ -78,7 +78,7 @@ static void a_record_moves_to_another_segment(void) {
     wrong.birth++;
     CHECK_EQ(mp_place_move(&b, &wrong, segment, 4096), MP_NOT_FOUND);
     CHECK_EQ(mp_place_move(&b, &rows[0], segment, 4096), MP_OK);
-    CHECK_EQ(mp_segment_dead(&a, 0), before);
+    CHECK_EQ(mp_segment_dead(&a, 0, &copy), before);
     CHECK_EQ(mp_place_move(&b, &rows[0], segment, 4096), MP_NOT_FOUND); /* it was there once */
     CHECK_EQ(mp_place_read(&a, o.entry, o.birth, &place, &size), MP_IS_SPILLED);
     CHECK(place.offset == 4096 && place.segment == segment && place.length == 4096 && size == 3000);
@@ -173,13 +173,13 @@ static void segments_live_as_long_as_their_records(void) {
     CHECK_EQ(mp_segment_punched(&a, segment, id, 4096), MP_OK); /* the total, again */
     CHECK_EQ(mp_segment_punched(&a, segment, id, 8193), MP_NOT_FOUND); /* more than there is */
     CHECK_EQ(a.header->disk_bytes, 4096);
-    CHECK_EQ(mp_segment_dead(&a, 0), 0);
+    CHECK_EQ(mp_segment_dead(&a, 0, &copy), 0);
     CHECK_EQ(mp_segment_forget(&a, segment, id), MP_NOT_FOUND);
     CHECK_EQ(mp_segment_read(&b, segment, &copy), MP_OK);
     CHECK(copy.live == 4096 && copy.directory == 3 && copy.id == id);
     fixture_check(&a);
     CHECK_EQ(mp_drop(&a, o.entry, -1), MP_OK);
-    CHECK_EQ(mp_segment_dead(&a, 0), segment);
+    CHECK_EQ(mp_segment_dead(&a, 0, &copy), segment);
     CHECK_EQ(mp_segment_forget(&a, segment, id + 1), MP_NOT_FOUND);
     CHECK_EQ(mp_segment_forget(&a, segment, id), MP_OK);
     CHECK_EQ(a.header->disk_bytes, 0);

@@ -158,6 +158,37 @@ static void only_what_is_clean_is_evicted(void) {
     close_store();
 }
 
+static uint32_t swept;
+static uint64_t swept_id;
+
+/* b is the faster one to sweep, and then takes the record for a file of its own. */
+static void sweep_first(const char *name) {
+    uint64_t offset;
+    uint32_t segment;
+    if (strcmp(name, "segment.seen") != 0) return;
+    failpoint_hook = NULL;
+    CHECK_EQ(mp_segment_forget(&b, swept, swept_id), MP_OK);
+    CHECK_EQ(mp_segment_open(&b, 0, &segment, &swept_id), MP_OK);
+    CHECK_EQ(segment, swept);
+    CHECK_EQ(mp_segment_reserve(&b, segment, 4096, &offset), MP_OK);
+}
+
+/* The caller would unlink the new file: what is in it would be lost. */
+static void a_new_segment_is_not_taken_for_the_dead_one(void) {
+    mp_segment copy;
+    open_store();
+    CHECK_EQ(mp_segment_open(&a, 0, &swept, &swept_id), MP_OK);
+    mp_segment_close(&a, swept);
+    failpoint_hook = sweep_first;
+    CHECK_EQ(mp_segment_dead(&a, 1, &copy), 0);
+    CHECK(failpoint_hook == NULL);
+    mp_segment_close(&b, swept);
+    CHECK_EQ(mp_segment_dead(&a, 1, &copy), swept);
+    CHECK_EQ(copy.id, swept_id);
+    CHECK_EQ(mp_segment_forget(&a, swept, swept_id), MP_OK);
+    close_store();
+}
+
 int main(int argc, char **argv) {
     check_arguments(argc, argv);
     RUN(pools_may_grow_during_a_rebuild);
@@ -167,5 +198,6 @@ int main(int argc, char **argv) {
     RUN(a_nonce_of_zero_opens_nothing);
     RUN(a_hand_off_for_ever_does_not_lapse);
     RUN(only_what_is_clean_is_evicted);
+    RUN(a_new_segment_is_not_taken_for_the_dead_one);
     return 0;
 }

@@ -263,7 +263,8 @@ typedef struct mp_segment_row {
     uint32_t segment, directory, state, owner;
 } mp_segment_row;
 mp_code mp_segments(mp_member *m, uint32_t *cursor, mp_segment_row *rows, uint32_t count, uint32_t *found);
-uint32_t mp_segment_dead(mp_member *m, uint32_t from); /* next DEAD segment at or after from; 0 = none */
+/* The next DEAD segment at or after from, and its record; 0: there is none, or the mutex was not to be had. */
+uint32_t mp_segment_dead(mp_member *m, uint32_t from, mp_segment *copy);
 mp_code mp_segment_read(mp_member *m, uint32_t segment, mp_segment *copy);
 mp_code mp_segment_forget(mp_member *m, uint32_t segment, uint64_t id); /* the file is unlinked */
 

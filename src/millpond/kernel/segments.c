@@ -110,10 +110,16 @@ mp_code mp_segment_punched(mp_member *m, uint32_t segment, uint64_t id, uint64_t
     return code;
 }
 
-uint32_t mp_segment_dead(mp_member *m, uint32_t from) {
-    uint32_t high = atomic_load(&m->header->pool_segments.high);
-    for (uint32_t s = from ? from : 1; s < high && s < m->geometry.segments; s++)
-        if (atomic_load(&m->segments[s].state) == MP_SEGMENT_DEAD) return s;
+/* What is seen without the mutex may have been forgotten, and be the record of a new file by now, which is
+ * full of life: id and directory are read together with the state that makes them the caller's to unlink. */
+uint32_t mp_segment_dead(mp_member *m, uint32_t from, mp_segment *copy) {
+    for (uint32_t s = from ? from : 1; s < mp_segments_backed(m); s++) {
+        if (atomic_load(&m->segments[s].state) != MP_SEGMENT_DEAD) continue;
+        MP_FAILPOINT("segment.seen");
+        mp_code code = mp_segment_read(m, s, copy);
+        if (code == MP_OK && atomic_load(&copy->state) == MP_SEGMENT_DEAD) return s;
+        if (code != MP_OK && code != MP_NOT_FOUND) return 0;
+    }
     return 0;
 }
 

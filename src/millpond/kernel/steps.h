@@ -92,6 +92,7 @@
     STEP("P9", "place.move.offset", held, "half of a new disk place", "rebuild finishes the change first of all") \
     STEP("P10", "place.move.segment", held, "a new disk place, the change not ended", "rebuild finishes it, to the same end") \
     STEP("P11", "place.move.done", held, "a new disk place, the segments' live bytes not counted", "rebuild counts them from the places") \
+    STEP("P12", "segment.seen", free, "a DEAD segment that was about to be swept", "the next one to sweep finds it") \
     STEP("Q1", "queue.ticket", held, "what a member needs, without a ticket", "ticket 0 means that it does not wait") \
     STEP("Q2", "queue.void", held, "no ticket; the next in the queue not chosen", "rebuild chooses it") \
     STEP("R1", "restore.allocated", held, "SPILLED, with an extent", "rebuild: a spilled entry has no extent") \
