@@ -46,6 +46,7 @@ PARTS: Final = (
         "failpoints",
         f"MILLPOND_NIGHTLY=1 {PYTEST} tests/test_failpoints.py tests/test_stopped.py --counts {{counts}}",
     ),
+    Part("faults", f"MILLPOND_NIGHTLY=1 {PYTEST} tests/test_faults.py --counts {{counts}}"),
     Part("damage", f"MILLPOND_NIGHTLY=1 {PYTEST} tests/test_spill_reader.py --counts {{counts}}"),
     Part("model", f"MILLPOND_NIGHTLY=1 {PYTEST} tests/test_model.py --counts {{counts}}"),
     Part("storm", f"{sys.executable} tests/storm.py --seconds 300 --counts {{counts}}"),

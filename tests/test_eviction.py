@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import timeit
 from collections.abc import Callable, Iterator
@@ -264,6 +265,36 @@ def test_limits_are_read_anew_each_time(fake: Fake, machine: Callable[[], Machin
     fake.meminfo(16000 * MIB, 1500 * MIB)
     assert found.usable_memory() == 3000 * MIB
     assert found.headroom() == 1500 * MIB - floor(3000 * MIB)
+
+
+def fail(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOMEM, "no memory")
+
+
+def test_what_cannot_be_read_for_a_moment_is_as_it_was(
+    fake: Fake, machine: Callable[[], Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.mount_v2()
+    fake.member_of("0::/a")
+    fake.v2("a", 4000 * MIB, 1000 * MIB)
+    found = machine()
+    before = found.headroom()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", fail)
+        assert found.headroom() == before
+    fake.v2("a", 3000 * MIB, 1000 * MIB)
+    assert found.headroom() == 2000 * MIB - floor(3000 * MIB)
+
+
+@pytest.mark.parametrize("call", ["os.open", "builtins.open"])
+def test_limits_that_cannot_be_found_now_are_not_taken_for_none(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(call, fail)
+        with pytest.raises(OSError, match="no memory"):
+            Machine(str(fake.proc))
+    assert not [fd for fd in os.listdir("/proc/self/fd") if lies_under(fd, fake.path)]
 
 
 def lies_under(fd: str, directory: Path) -> bool:

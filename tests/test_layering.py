@@ -20,6 +20,7 @@ RANKS = {
     "errors": 0,
     "units": 0,
     "flag": 0,
+    "descriptors": 0,
     "log": 0,
     "kernel": 1,
     "hot": 2,

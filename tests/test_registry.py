@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -178,6 +179,20 @@ def test_a_child_forked_inside_does_not_keep_the_lock(root: str) -> None:
     other.__exit__(None, None, None)
 
 
+def test_an_unlock_that_fails_does_not_keep_the_lock(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    flock = fcntl.flock
+
+    def fail_to_unlock(fd: int, kind: int) -> None:
+        if kind == fcntl.LOCK_UN:
+            raise OSError(errno.ENOMEM, "no memory")
+        flock(fd, kind)
+
+    monkeypatch.setattr(fcntl, "flock", fail_to_unlock)
+    for _ in range(2):
+        with registry.locked(root, 0):
+            pass
+
+
 def test_the_lock_file_must_be_ours(root: str) -> None:
     Path(root, "dirlock").touch(0o600)
     Path(root, "dirlock").chmod(0o666)
@@ -220,6 +235,20 @@ def test_find_names_what_is_there(root: str, key: str | bytes) -> None:
     with pytest.raises(AttachError, match=r"no live store .*Alive there: 'model'"):
         registry.find(root, key)
     files.close()
+
+
+def test_members_that_cannot_be_asked_for_leave_nothing_open(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_store(root).close()
+    address = registry._directories(root).__next__()[0]
+
+    def fail(*_: int) -> dict[int, int]:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    monkeypatch.setattr(registry, "live_slots", fail)
+    with registry.locked(root), pytest.raises(OSError, match="no memory"):
+        registry.find(root, address)
 
 
 def test_a_store_without_members_is_not_found(root: str) -> None:

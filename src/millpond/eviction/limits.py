@@ -3,20 +3,23 @@
 What counts is the least of: the machine's RAM, and the limit of every memory cgroup that this process
 is in, up to the root (version 1, version 2, or both as in hybrid mode; a cgroup whose ancestors are
 hidden by a container tells their limit itself in version 1).
-Invariants: nothing is cached but descriptors: limits may change while running. Descriptors are read
-with pread, which moves no offset, so forked children can share them; they are closed on exec. A file
-that is missing or vanishes sets no limit.
+Invariants: limits may change while running, so everything is read anew; what cannot be read for a moment is
+as it was. Descriptors are read with pread, which moves no offset, so forked children can share them; they are
+closed on exec. A file that is missing or vanishes sets no limit.
 Not here: the store's own limit, and what is done when memory is short (store/).
 """
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import re
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager
 from typing import Final
+
+from millpond import descriptors
 
 __all__ = ["Machine", "default_memory_limit", "headroom", "usable_memory"]
 
@@ -26,6 +29,7 @@ FLOOR_BYTES: Final = 256 << 20
 MEMORY_LIMIT_MIN: Final = 1 << 20
 
 _READ_BYTES: Final = 16 << 10
+_ABSENT: Final = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENODEV)
 _UNLIMITED: Final = 1 << 62  # version 1 says "none" with the largest number of pages
 
 
@@ -33,19 +37,21 @@ class _File:
     """A small file of the kernel's that is read again and again."""
 
     def __init__(self, path: str) -> None:
+        """Raises OSError if it is there and cannot be opened now."""
+        self._text: bytes | None = None
         self._fd: int | None = None
-        with suppress(OSError):
+        with _unless_absent():
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def read(self) -> bytes | None:
-        """The contents; None if there is no such file (any more)."""
-        if self._fd is None:
-            return None
-        try:
-            return os.pread(self._fd, _READ_BYTES, 0)
-        except OSError:  # ENODEV: the cgroup was removed
-            self.close()
-            return None
+        """The contents, as they were if they cannot be read now; None if there is no such file (any more)."""
+        if self._fd is not None:
+            try:
+                self._text = os.pread(self._fd, _READ_BYTES, 0)
+            except OSError as error:
+                if error.errno == errno.ENODEV:  # the cgroup was removed
+                    self.close()
+        return self._text
 
     def number(self) -> int | None:
         """The number that it holds; None if there is none, or "max"."""
@@ -57,9 +63,22 @@ class _File:
         return _field(self.read(), name)
 
     def close(self) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        fd, self._fd, self._text = self._fd, None, None
+        if fd is not None:
+            descriptors.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+@contextmanager
+def _unless_absent() -> Iterator[None]:
+    """Errors that come from a file's not being there, for us, are none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise
 
 
 def _field(text: bytes | None, name: bytes) -> int | None:
@@ -178,9 +197,10 @@ def _cgroup_mounts(proc: str) -> Iterator[tuple[int, str, str]]:
 
 
 def _lines(path: str) -> list[str]:
-    with suppress(OSError), open(path, encoding="utf-8", errors="surrogateescape") as file:
-        return [line for line in file.read().splitlines() if line]
-    return []
+    text = ""
+    with _unless_absent(), open(path, encoding="utf-8", errors="surrogateescape") as file:
+        text = file.read()
+    return [line for line in text.splitlines() if line]
 
 
 def _unescaped(field: str) -> str:

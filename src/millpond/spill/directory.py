@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from millpond import log
+from millpond import descriptors, log
 from millpond.errors import SpillError
 from millpond.spill import owner
 from millpond.spill.disk import System, free_space, is_memory_filesystem, probe_direct
@@ -170,7 +170,7 @@ def sweep(base: Path, uuid: bytes) -> int:
     except OSError as error:
         raise _cannot_sweep(directory, error) from error
     finally:
-        os.close(fd)
+        descriptors.close(fd)
 
 
 def used_bytes(directory: str | Path) -> int:
@@ -210,7 +210,7 @@ class _Place:
         self.direct: bool | None = None
         self.can_punch = True
 
-    def exchange(self, fd: int) -> int | None:
+    def exchange(self, fd: int | None) -> int | None:
         """Takes a descriptor for the one that it had, which is the caller's now."""
         old, self.fd = self.fd, fd
         return old
@@ -245,29 +245,29 @@ class Directories:
         self._places: list[_Place] = []
         try:
             for base in map(Path, bases):
-                path, fd = self._enter(base)
-                self._places.append(_Place(base, str(path), os.stat(base).st_dev, fd))
+                self._places.append(self._enter(base))
         except BaseException:
             self.close()
             raise
         self.paths = tuple(place.path for place in self._places)
 
-    def _enter(self, base: Path) -> tuple[Path, int]:
+    def _enter(self, base: Path) -> _Place:
         while True:  # a sweep may remove it until it is marked
             path = prepare(base, self._uuid, self._registry)
             try:
+                device = os.stat(base).st_dev
                 fd = owner.use(path)
             except OSError as error:
                 raise _cannot_spill(base, error) from error
             if fd is not None:
-                return path, fd
+                return _Place(base, str(path), device, fd)
 
     def close(self) -> None:
         """The directories are not in use any more by this process. Idempotent."""
         for place in self._places:
             fd, place.fd = place.fd, None
             if fd is not None:
-                os.close(fd)
+                descriptors.close(fd)
 
     def __del__(self) -> None:
         self.close()
@@ -317,14 +317,14 @@ class Directories:
         if place.fd is None or not place.base.is_dir() or os.stat(place.base).st_dev != place.device:
             return False
         try:
-            _, fd = self._enter(place.base)
+            fd = self._enter(place.base).fd
         except SpillError:
             return False
         old = place.exchange(fd)  # another thread may be here as well, or be closing
         if old is None:
             self.close()
             return False
-        os.close(old)
+        descriptors.close(old)
         log.warning("%s had vanished and was made again: what was in it is lost", place.path)
         return True
 

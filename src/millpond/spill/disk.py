@@ -23,6 +23,7 @@ from typing import Final
 
 import numpy as np
 
+from millpond import descriptors
 from millpond.hot import punch_hole
 from millpond.spill.record import PAGE
 
@@ -42,7 +43,7 @@ class System:
         return os.open(path, flags | _OPEN_FLAGS, mode)
 
     def close(self, fd: int) -> None:
-        os.close(fd)
+        descriptors.close(fd)
 
     def fstat(self, fd: int) -> os.stat_result:
         return os.fstat(fd)

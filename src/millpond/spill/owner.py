@@ -24,9 +24,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
+from millpond import descriptors
+
 SUFFIX: Final = ".owner"
 _FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
-_BYTES_MAX: Final = 64 << 10
 
 
 def boot_id() -> str:
@@ -44,8 +45,7 @@ def sign(directory: Path, registry: str | None) -> None:
     text = json.dumps({"boot_id": boot_id(), "host": os.uname().nodename, "registry": registry})
     with suppress(FileExistsError):
         fd = os.open(file_of(directory), os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
-        with open(fd, "w", encoding="utf-8") as file:
-            file.write(text)
+        descriptors.write_whole(fd, text.encode())
 
 
 def remove(directory: Path) -> None:
@@ -75,9 +75,9 @@ def use(directory: Path, timeout: float = 2.0) -> int | None:
             if os.path.samestat(os.fstat(fd), os.lstat(directory)):
                 return fd
     except BaseException:
-        os.close(fd)
+        descriptors.close(fd)
         raise
-    os.close(fd)
+    descriptors.close(fd)
     return None
 
 
@@ -106,7 +106,7 @@ def abandoned(directory: Path) -> Iterator[bool]:
     try:
         yield _is_left(directory, _read(directory)) and _lock(fd, fcntl.LOCK_EX)
     finally:
-        os.close(fd)
+        descriptors.close(fd)
 
 
 def _is_left(path: Path, owner: dict[str, Any] | None) -> bool:
@@ -122,9 +122,7 @@ def _is_left(path: Path, owner: dict[str, Any] | None) -> bool:
 
 def _read(directory: Path) -> dict[str, Any] | None:
     try:
-        fd = os.open(file_of(directory), os.O_RDONLY | _FLAGS)
-        with open(fd, encoding="utf-8") as file:
-            found = json.loads(file.read(_BYTES_MAX))
+        found = json.loads(descriptors.read_whole(os.open(file_of(directory), os.O_RDONLY | _FLAGS)))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from millpond import hot
+from millpond import descriptors, hot
 from millpond.errors import AttachError, MillpondError
 from millpond.eviction.limits import usable_memory
 from millpond.spill import directory as spill_directory
@@ -108,8 +108,7 @@ def join(store: Store, key: str | bytes) -> registry.StoreFiles:
 
 
 def _close(files: registry.StoreFiles, table_fd: int, arena_fd: int) -> None:
-    os.close(table_fd)
-    os.close(arena_fd)
+    descriptors.close(table_fd, arena_fd)
     files.close()
 
 

@@ -18,6 +18,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import suppress
 
+from millpond import descriptors
 from millpond.errors import AttachError
 
 __all__ = [
@@ -105,7 +106,7 @@ def create_memfds(uuid: bytes, table_bytes: int, arena_bytes: int) -> tuple[int,
     try:
         return table, _create_memfd(_memfd_name("arena", uuid), arena_bytes)
     except BaseException:
-        os.close(table)
+        descriptors.close(table)
         raise
 
 
@@ -126,7 +127,7 @@ def _create_memfd(name: str, size: int) -> int:
             os.ftruncate(fd, size)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
         except BaseException:
-            os.close(fd)
+            descriptors.close(fd)
             raise
     except OSError as error:
         raise AttachError(_memfd_refusal(size, error)) from error
@@ -181,7 +182,7 @@ def _take_memfds(pid: int, uuid: bytes) -> tuple[int, int]:
     try:
         return table, _open_memfd(f"/proc/{pid}/fd/{found['arena']}")
     except BaseException:
-        os.close(table)
+        descriptors.close(table)
         raise
 
 
@@ -196,7 +197,7 @@ def _open_memfd(path: str) -> int:
         if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
             raise AttachError("its memory is not sealed against resizing")
     except BaseException:
-        os.close(fd)
+        descriptors.close(fd)
         raise
     return fd
 

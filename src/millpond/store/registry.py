@@ -32,6 +32,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from millpond import descriptors
 from millpond.errors import AttachError, MillpondError, SpillError, StoreBusyError
 from millpond.spill import directory as spill_directory
 from millpond.spill import owner
@@ -90,17 +91,12 @@ class _Descriptors:
             with suppress(BlockingIOError):  # a cleaner is just looking at it
                 fcntl.flock(opened[2], fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BaseException:
-            self._close(opened)
+            descriptors.close(*opened)
             raise
         self.lock, self.birth, self.directory = opened
 
     def close(self) -> None:
-        self._close([self.lock, self.birth, self.directory])
-
-    @staticmethod
-    def _close(fds: list[int]) -> None:
-        for fd in fds:
-            os.close(fd)
+        descriptors.close(self.lock, self.birth, self.directory)
 
 
 # Which `lock` files are open here, by (device, inode). The mutex is also held while a foreign one is
@@ -208,7 +204,7 @@ def _open_private(path: str, flags: int) -> int:
     try:
         _refuse_unless_private(path, os.fstat(fd), stat.S_IFREG)
     except BaseException:
-        os.close(fd)
+        descriptors.close(fd)
         raise
     return fd
 
@@ -229,8 +225,9 @@ def locked(root: str, timeout: float = DIRLOCK_TIMEOUT_S) -> Iterator[None]:
         yield
     finally:
         # A child forked meanwhile shares the lock: it ends here, not with the child's descriptor.
-        fcntl.flock(fd, fcntl.LOCK_UN)
-        os.close(fd)
+        with suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_UN)
+        descriptors.close(fd)
 
 
 def _lock_file(path: str, deadline: float) -> int:
@@ -247,10 +244,10 @@ def _lock_file(path: str, deadline: float) -> int:
                 if os.path.samestat(os.fstat(fd), os.lstat(path)):
                     return fd
         except BaseException:
-            os.close(fd)
+            descriptors.close(fd)
             raise
         # Somebody removed the file: whoever comes next locks another one.
-        os.close(fd)
+        descriptors.close(fd)
 
 
 def _try_flock(fd: int) -> bool:
@@ -289,7 +286,7 @@ def create(root: str, uuid: bytes, name: str | None = None, spill: tuple[str, ..
         _write_json(f"{path}/spill", [os.path.abspath(base) for base in spill])
         _write_json(f"{path}/name", name)
         for file in ("birth", "lock"):
-            os.close(_open_private(f"{path}/{file}", os.O_RDWR | os.O_CREAT | os.O_EXCL))
+            descriptors.close(_open_private(f"{path}/{file}", os.O_RDWR | os.O_CREAT | os.O_EXCL))
         return StoreFiles(path)
     except OSError as error:
         reason = f"{error.strerror} ({error.filename})"
@@ -309,15 +306,13 @@ def _check_name(name: str) -> None:
 
 def _write_json(path: str, value: Any) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
-    with open(fd, "w", encoding="utf-8") as file:
-        json.dump(value, file)
+    descriptors.write_whole(fd, json.dumps(value).encode())
 
 
 def _read_json(path: str) -> Any:
     """What `_write_json` wrote; None if it is missing or was cut short by a kill."""
     try:
-        with open(_open_private(path, os.O_RDONLY), encoding="utf-8") as file:
-            return json.load(file)
+        return json.loads(descriptors.read_whole(_open_private(path, os.O_RDONLY)))
     except (FileNotFoundError, ValueError):
         return None
 
@@ -346,10 +341,14 @@ def find(root: str, key: str | bytes) -> StoreFiles:
         raise _not_found(root, key) from None
     except OSError as error:
         raise AttachError(f"the store at {path} cannot be opened: {error.strerror}") from error
-    if not files.live_pids():
+    try:
+        if files.live_pids():
+            return files
+    except BaseException:
         files.close()
-        raise _not_found(root, key)
-    return files
+        raise
+    files.close()
+    raise _not_found(root, key)
 
 
 def _path_of(root: str, key: str | bytes) -> str | None:
@@ -435,7 +434,7 @@ def _is_alive(path: str) -> bool:
     try:
         return not _try_flock(fd)
     finally:
-        os.close(fd)
+        descriptors.close(fd)
 
 
 def _bury(path: str, uuid: bytes, dry_run: bool) -> Iterator[Removed]:
