@@ -386,6 +386,12 @@ MUTANTS: Final = (
         "case MP_NOT_GROWN: return mp_grown(m, what->run, what->number, true);",
     ),
     Mutant(
+        "what half a growth took is forgotten",
+        "commit.c",
+        "ok ? MP_COMMITTED : MP_PUNCHING);",
+        "ok ? MP_COMMITTED : MP_NONE);",
+    ),
+    Mutant(
         "a close that was put off closes whatever has the number",
         "segments.c",
         "if (mp_segment_mine(m, segment) && m->segments[segment].id == id)",

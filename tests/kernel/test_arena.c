@@ -110,7 +110,12 @@ static void failed_commit_gives_back(void) {
     CHECK_EQ(mp_arena_plan_grow(&w.m, 4 * MIB, &run), MP_OK);
     CHECK_EQ(committed(&w), before + run.blocks);
     fixture_check_arena(&w.m);
-    mp_arena_grown(&w.m, run, false);
+    CHECK_EQ(mp_arena_grown(&w.m, run, false), true);
+    CHECK_EQ(mp_arena_grown(&w.m, run, false), false);
+    CHECK_EQ(committed(&w), before + run.blocks); /* it may have taken a part */
+    fixture_check_arena(&w.m);
+    CHECK_EQ(mp_arena_punch(&w.m, run), 0);
+    mp_arena_punched(&w.m, run);
     CHECK_EQ(committed(&w), before);
     CHECK_EQ(w.m.header->pool_spans.used, used);
     fixture_check_arena(&w.m);

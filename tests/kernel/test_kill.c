@@ -175,6 +175,7 @@ static void rarities(void) {
     uint32_t entry, segment, token;
     uint64_t birth, offset, id, size;
     mp_place place = {.length = 4096};
+    mp_segment dead;
     become_member(2);
     mp_shrink(&member, UINT64_MAX / 2); /* so that there is growth */
     uint64_t seg_id;
@@ -199,7 +200,8 @@ static void rarities(void) {
     CHECK_EQ(mp_drop(&member, entry, -1), MP_OK);
     mp_segment_close(&member, segment);
     CHECK_EQ(mp_segment_punched(&member, segment, seg_id, 4096), MP_OK);
-    CHECK_EQ(mp_segment_forget(&member, segment, seg_id), MP_OK);
+    CHECK_EQ(mp_segment_dead(&member, segment, &dead), segment);
+    CHECK_EQ(mp_segment_forget(&member, segment, dead.id), MP_OK);
     move_a_record();
     id = agent_create(&worker, 300000);
     entry = (uint32_t)(id & 0xffff);

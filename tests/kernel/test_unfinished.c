@@ -5,6 +5,7 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -84,6 +85,7 @@ static void growth_is_ended(void) {
         CHECK_EQ(mp_reap_dead(&a), 0); /* the holder is stopped still */
         CHECK_EQ(blocks_in(MP_COMMITTING), begun);
         resume();
+        a.system = holder.system;
         CHECK_EQ(mp_reap_dead(&a), 0);
         CHECK_EQ(blocks_in(MP_COMMITTED), refuses ? 0 : begun);
         CHECK_EQ(a.header->committed_blocks, refuses ? 0 : begun);
@@ -118,6 +120,39 @@ static void what_cannot_be_punched_is_tried_again(void) {
     mp_reap_dead(&a);
     CHECK_EQ(a.header->returned_bytes, MP_BLOCK);
     end();
+}
+
+static int commit_half(mp_member *m, uint64_t offset, uint64_t length) {
+    CHECK_EQ(mp_linux.commit(m, offset, length / 2), 0);
+    return ENOSPC;
+}
+
+static uint64_t memory_taken(void) {
+    struct stat arena;
+    CHECK_EQ(fstat(store.arena_fd, &arena), 0);
+    return (uint64_t)arena.st_blocks * 512;
+}
+
+/* Blocks that are NONE have no memory: what the system gave, and will not take back yet, stays counted. */
+static void what_half_a_growth_took_is_given_back(void) {
+    for (uint32_t turn = 0; turn < 2; turn++) {
+        begin();
+        slow_down();
+        slow.commit = commit_half;
+        refuses = turn;
+        if (!refuses) slow.punch = holder.system->punch;
+        CHECK_EQ(mp_grow(&a, 300000), MP_SYSTEM);
+        CHECK_EQ(a.error, ENOSPC);
+        CHECK_EQ(mp_fits(&a, 300000), false);
+        CHECK_EQ(memory_taken() > 0, refuses);
+        CHECK(a.header->committed_blocks * MP_BLOCK >= memory_taken());
+        CHECK_EQ(blocks_in(MP_PUNCHING) > 0, refuses);
+        a.system = holder.system;
+        CHECK_EQ(mp_reap_dead(&a), 0);
+        CHECK_EQ(memory_taken(), 0);
+        CHECK_EQ(a.header->committed_blocks, 0);
+        end();
+    }
 }
 
 static void blocks_of_the_dead_are_ended(void) {
@@ -272,6 +307,7 @@ int main(int argc, char **argv) {
     RUN(growth_is_ended);
     RUN(punching_is_ended);
     RUN(what_cannot_be_punched_is_tried_again);
+    RUN(what_half_a_growth_took_is_given_back);
     RUN(blocks_of_the_dead_are_ended);
     RUN(a_segment_is_closed);
     RUN(another_segment_is_not_closed);

@@ -134,22 +134,22 @@ int mp_arena_commit(mp_member *m, mp_run run) {
     return m->system->commit(m, (uint64_t)run.block * MP_BLOCK, (uint64_t)run.blocks * MP_BLOCK);
 }
 
-void mp_arena_grown(mp_member *m, mp_run run, bool ok) {
-    if (mp_poisoned(m) || !owns(m, run, MP_COMMITTING)) return;
+bool mp_arena_grown(mp_member *m, mp_run run, bool ok) {
+    if (mp_poisoned(m) || !owns(m, run, MP_COMMITTING)) return false;
     uint32_t i = take_put_by(m, run);
-    mark(m, run, ok ? MP_COMMITTED : MP_NONE);
+    mark(m, run, ok ? MP_COMMITTED : MP_PUNCHING);
     MP_FAILPOINT("arena.grown.marked");
     if (!ok) {
-        mp_total_add(&m->header->committed_blocks, 0ull - run.blocks);
         if (i) mp_span_give(m, i);
-        return;
+        return true;
     }
     if (i == 0) i = mp_span_take(m);
-    if (i == 0) return;
+    if (i == 0) return true;
     m->spans[i] = (mp_span){.page = run.block * MP_BLOCK_PAGES, .pages = run.blocks * MP_BLOCK_PAGES};
     mp_span_link(m, span_below(m, run.block), i);
     MP_FAILPOINT("arena.grown.linked");
     mp_span_release(m, i);
+    return true;
 }
 
 /* The whole blocks at the upper end of a span, at most so many. */

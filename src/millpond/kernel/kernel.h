@@ -297,7 +297,8 @@ bool mp_arena_fits(mp_member *m, uint64_t size); /* whether a hole for it is com
 /* Marks blocks COMMITTING so that a value of size bytes will fit. MP_NO_COMMIT: the limit, or no such run. */
 mp_code mp_arena_plan_grow(mp_member *m, uint64_t size, mp_run *run);
 int mp_arena_commit(mp_member *m, mp_run run);           /* system calls, no mutex: 0 or errno */
-void mp_arena_grown(mp_member *m, mp_run run, bool ok);  /* COMMITTED and free, or NONE again */
+/* COMMITTED and free; not ok: PUNCHING, since a commit that fails may have taken a part. false: not ours any more. */
+bool mp_arena_grown(mp_member *m, mp_run run, bool ok);
 /* Marks up to blocks whole free blocks PUNCHING; false: there are none. */
 bool mp_arena_plan_punch(mp_member *m, uint32_t blocks, mp_run *run);
 int mp_arena_punch(mp_member *m, mp_run run);            /* system calls, no mutex */

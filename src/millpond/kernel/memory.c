@@ -11,10 +11,10 @@ mp_code mp_grown(mp_member *m, mp_run run, uint64_t borrowed, bool ok) {
     enum mp_unfinished_kind kind = ok ? MP_GROWN : MP_NOT_GROWN;
     if (code == MP_BUSY) mp_put_off(m, (mp_unfinished){.kind = kind, .run = run, .number = borrowed});
     if (code != MP_OK) return code;
-    mp_arena_grown(m, run, ok);
-    mp_queue_return(m, borrowed);
+    bool punch = mp_arena_grown(m, run, ok) && !ok;
+    if (!punch) mp_queue_return(m, borrowed);
     mp_unlock(m);
-    return MP_OK;
+    return punch ? mp_punch(m, run, borrowed) : MP_OK;
 }
 
 mp_code mp_grow(mp_member *m, uint64_t size) {
@@ -31,10 +31,9 @@ mp_code mp_grow(mp_member *m, uint64_t size) {
         MP_FAILPOINT("grow.planned");
         int error = mp_arena_commit(m, run);
         MP_FAILPOINT("grow.committed");
-        if (error) mp_arena_punch(m, run); /* what a half-done commit took */
-        if ((code = mp_grown(m, run, borrowed, error == 0)) != MP_OK) return code;
+        code = mp_grown(m, run, borrowed, error == 0);
         m->error = error;
-        return error ? MP_SYSTEM : MP_OK;
+        return code == MP_OK && error ? MP_SYSTEM : code;
     }
 }
 

@@ -53,7 +53,7 @@
     STEP("G3", "arena.grow.marked", held, "COMMITTING blocks not counted", "rebuild counts; reaping punches them") \
     STEP("G4", "grow.planned", free, "COMMITTING blocks, no memory behind them", "reaping punches them: NONE") \
     STEP("G5", "grow.committed", free, "COMMITTING blocks with memory", "reaping punches them: NONE") \
-    STEP("G6", "arena.grown.marked", held, "COMMITTED blocks in no span", "rebuild: they are free") \
+    STEP("G6", "arena.grown.marked", held, "COMMITTED blocks in no span; PUNCHING ones if the growth failed", "rebuild: they are free; reaping punches them") \
     STEP("G7", "arena.grown.linked", held, "a free run in no bin", "rebuild") \
     STEP("G8", "arena.punch.carved", held, "blocks out of the free runs, still COMMITTED", "rebuild: they are free") \
     STEP("G9", "shrink.planned", free, "PUNCHING blocks with memory", "reaping punches them: NONE") \
