@@ -149,7 +149,7 @@ cdef class Core(Member):
         memcpy(target, &head, HEAD)
         memcpy(target + HEAD, dims, 8 * <size_t>head.ndim)
         mp_pin(&self.m, entry, MP_ONE_OP)
-        atomic_add(&self.uses, 1, ACQ_REL)
+        count_add(&self.uses, 1)
         cdef Draft draft = Draft.__new__(Draft)
         draft.core, draft.ref, draft.owner = self, born_ref(self, entry, birth), self.m.slot_word
         draft.data, draft.nbytes, draft.shape, draft.dtype = target + start, nbytes, shape, dtype

@@ -49,6 +49,17 @@ cdef extern from "stdatomic.h" nogil:
 
 cdef extern from *:
     """
+    /* For counts that only holders of the GIL change; without a GIL they are atomic. */
+    #ifdef Py_GIL_DISABLED
+    #define mp_count_add(count, n) __atomic_add_fetch(count, n, __ATOMIC_ACQ_REL)
+    #else
+    #define mp_count_add(count, n) (*(count) += (n))
+    #endif
+    """
+    int64_t count_add "mp_count_add"(int64_t *, int64_t)
+
+cdef extern from *:
+    """
     /* What the pickling of this thread is for, innermost first: a ref asks it. */
     typedef struct mp_packing {
         PyObject *core; /* the store that the value is put into */

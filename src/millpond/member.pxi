@@ -165,7 +165,7 @@ cdef class Member:
 
     cdef void undertake(self) noexcept:
         """Drops what was put off and frees what dead containers held, which may be much, without the GIL."""
-        atomic_add(&self.uses, 1, ACQ_REL)
+        count_add(&self.uses, 1)
         with nogil:
             mp_drain_quickly(&self.m)
         self.release_use()
@@ -173,11 +173,11 @@ cdef class Member:
     cdef int enter(self) except -1:
         """Begins an operation: the mappings stay until `release_use`, though the store may be closed."""
         self.ensure_open()
-        atomic_add(&self.uses, 1, ACQ_REL)
+        count_add(&self.uses, 1)
         return 0
 
     cdef void release_use(self) noexcept:
-        if atomic_add(&self.uses, -1, ACQ_REL) == 0:
+        if count_add(&self.uses, -1) == 0:
             self.detach()
             self.finish()
 

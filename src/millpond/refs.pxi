@@ -26,7 +26,7 @@ cdef class ObjectRef:
             if core.m.header.doomed or core.m.deferred: # it contained refs; others wait to be dropped
                 core.undertake()
             return
-        atomic_add(&core.uses, 1, ACQ_REL)
+        count_add(&core.uses, 1)
         with nogil: # one wait behind a stopped holder is enough: it is over when those put off could be dropped
             code = MP_BUSY if core.m.deferred else mp_drop(&core.m, self.entry, -1)
             if code != MP_OK:
@@ -201,6 +201,7 @@ cdef ObjectRef hold_ref(Core core, uint32_t entry, uint64_t birth):
 
 
 @cython.final
+@cython.freelist(16)
 @cython.no_gc_clear
 cdef class View:
     """A read-only buffer over one object's bytes. It pins the object as long as it lives."""
@@ -227,7 +228,7 @@ cdef View take_view(Core core, uint32_t entry, uint64_t offset, uint64_t size):
     view.entry = entry
     view.data = core.m.arena_read + offset
     view.size = size
-    atomic_add(&core.uses, 1, ACQ_REL)
+    count_add(&core.uses, 1)
     return view
 
 

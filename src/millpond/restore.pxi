@@ -55,7 +55,7 @@ cdef class RestoreBatch:
         core.ensure_open()
         self.core, self.refs = core, refs
         self.owner = core.m.slot_word
-        atomic_add(&core.uses, 1, ACQ_REL)
+        count_add(&core.uses, 1)
         self.items = <Spilled *>malloc((room + 1) * sizeof(Spilled))
         if self.items == NULL:
             raise MemoryError()

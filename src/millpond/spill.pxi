@@ -95,7 +95,7 @@ cdef class Batch:
         core.ensure_open()
         self.core = core
         self.owner = core.m.slot_word
-        atomic_add(&core.uses, 1, ACQ_REL)
+        count_add(&core.uses, 1)
         with nogil:
             self.claim(entries, births, byte_limit)
         self.sort()

@@ -44,8 +44,8 @@ MUTANTS: Final = (
     Mutant(
         "a pin sets no bit",
         "refs.c",
-        "if (atomic_load_explicit(pins, memory_order_relaxed) == 0)\n",
-        "if (0)\n",
+        "atomic_fetch_or(mp_pin_word(&m->entries[entry], m->slot), mp_bit(m->slot)); /* PAIR pin-evict */\n",
+        "",
     ),
     Mutant(
         "a view looks at the birth only",
@@ -331,8 +331,11 @@ MUTANTS: Final = (
     Mutant(
         "a run does not say who wrote it",
         "arena.c",
-        "        atomic_store_explicit(&m->commit[b], word, memory_order_relaxed);\n",
-        "        (void)word;\n",
+        "words[0] = MP_COMMIT(MP_COMMITTED, m->slot);",
+        "words[0] = words[0];",
+    ),
+    Mutant(
+        "a run says so of some blocks only", "arena.c", "done < blocks; done *= 2", "done < blocks; done *= 4"
     ),
     Mutant(
         "an interrupted growth begins anew",

@@ -291,6 +291,28 @@ static void a_full_pool_stops_no_release(void) {
     world_close(&w);
 }
 
+/* Each block of a run gets its writer's slot, and no other block does. */
+static void a_run_is_stamped_whole(void) {
+    world w;
+    world_open(&w, 64 * MIB, 64 * MIB);
+    CHECK_EQ(grow(&w, 48 * MIB), MP_OK);
+    uint32_t me = w.m.slot;
+    for (uint32_t blocks = 1; blocks <= 33; blocks++) {
+        uint16_t before[64 * MIB / MP_BLOCK];
+        uint64_t offset;
+        uint32_t span;
+        for (uint32_t b = 0; b < 64 * MIB / MP_BLOCK; b++) before[b] = w.m.commit[b];
+        w.m.slot = blocks % 2 ? 7 : 8;
+        CHECK_EQ(mp_arena_alloc(&w.m, (uint64_t)blocks * MP_BLOCK, &offset, &span), MP_OK);
+        for (uint32_t b = 0; b < 64 * MIB / MP_BLOCK; b++) {
+            bool inside = b >= offset / MP_BLOCK && b <= (offset + (uint64_t)blocks * MP_BLOCK - 1) / MP_BLOCK;
+            CHECK_EQ(w.m.commit[b], inside ? MP_COMMIT(MP_COMMITTED, w.m.slot) : before[b]);
+        }
+    }
+    w.m.slot = me;
+    world_close(&w);
+}
+
 /* Blocks that a dead slot was committing or punching become ours to punch. */
 static void reclaim_takes_over(void) {
     world w;
@@ -341,6 +363,7 @@ int main(int argc, char **argv) {
     RUN(a_fit_deep_in_its_bin_is_found);
     RUN(a_gap_is_closed);
     RUN(a_full_pool_stops_no_release);
+    RUN(a_run_is_stamped_whole);
     RUN(reclaim_takes_over);
     RUN(every_size_round_trips);
     RUN(random_model);

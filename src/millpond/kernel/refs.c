@@ -28,10 +28,12 @@ void mp_pin(mp_member *m, uint32_t entry, uint64_t unit) {
         if (atomic_compare_exchange_weak_explicit(pins, &count, count + unit, memory_order_acq_rel, memory_order_acquire))
             return;
     pthread_mutex_lock(&m->pins_mutex);
-    if (atomic_load_explicit(pins, memory_order_relaxed) == 0)
+    if (atomic_load_explicit(pins, memory_order_relaxed) == 0) {
         atomic_fetch_or(mp_pin_word(&m->entries[entry], m->slot), mp_bit(m->slot)); /* PAIR pin-evict */
-    MP_FAILPOINT("pin.bit");
-    atomic_fetch_add_explicit(pins, unit, memory_order_acq_rel);
+        MP_FAILPOINT("pin.bit");
+        atomic_store_explicit(pins, unit, memory_order_release); /* nobody else may leave zero while we have the mutex */
+    } else
+        atomic_fetch_add_explicit(pins, unit, memory_order_acq_rel);
     pthread_mutex_unlock(&m->pins_mutex);
 }
 
