@@ -19,7 +19,7 @@ import pytest
 
 import millpond
 from millpond.integrations import plasma
-from millpond.integrations.plasma import PlasmaClient, keeper, objects
+from millpond.integrations.plasma import PlasmaClient, keeper, notices, objects
 from ponds import Pond
 from workers import wait_until
 
@@ -371,6 +371,63 @@ def test_the_socket_of_notices(client: PlasmaClient) -> None:
     client.disconnect()
     assert socket.recv(8) == b""
     socket.close()
+
+
+def test_a_notice_that_is_read_before_its_publisher_looks(client: PlasmaClient) -> None:
+    """The mark has moved past it: the publisher takes it back and sends it again; it arrives once."""
+    client.subscribe()
+    other = again(client)
+    subscription = client._subscription
+    assert subscription is not None
+    stored, moved, sent = (threading.Event() for _ in range(3))
+    put, move = other._catalogue.put_notice, subscription._put
+
+    def store_and_wait(value: Any, **options: Any) -> Any:
+        ref = put(value, **options)
+        stored.set()
+        assert moved.wait(60)
+        return ref
+
+    def move_and_wait(value: Any, **options: Any) -> Any:
+        ref = move(value, **options)
+        moved.set()
+        assert sent.wait(60)
+        return ref
+
+    keys = [client.put_raw_buffer(b"x") for _ in range(notices._READ_AT_ONCE - 1)]
+    other._catalogue.put_notice = store_and_wait  # type: ignore[method-assign]
+    subscription._put = move_and_wait
+
+    def publish() -> None:
+        keys.append(other.put_raw_buffer(b"x"))
+        sent.set()
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    assert stored.wait(60)
+    socket = client.get_notification_socket()  # its thread reads on while nobody takes anything
+    thread.join(60)
+    keys.append(client.put_raw_buffer(b"after"))
+    for key in keys:
+        message = socket.recv(int.from_bytes(socket.recv(8), "little"))
+        assert client.decode_notifications(message)[0] == [key]
+    socket.close()
+
+
+def test_a_notice_that_makes_room_tells_what_went(pond: Pond) -> None:
+    """Here notices, not objects, meet the end of memory."""
+    store = pond.store("1MiB", spill_limit=0)
+    store.put((1 << 20, False), name="plasma.terms")
+    client = plasma.connect(store.address, 0)
+    client.subscribe()
+    keys = [client.put_raw_buffer(bytes(4000)) for _ in range(1500)]
+    heard = [client.get_next_notification() for _ in range(1500)]
+    while heard[-1][0] != keys[-1]:
+        heard.append(client.get_next_notification())
+    gone = [key for key, size, _ in heard if size < 0]
+    assert [key for key, size, _ in heard if size >= 0] == keys
+    assert keys[: len(gone)] == gone and len(gone) > 1000
+    client.disconnect()
 
 
 def test_processes_publish_side_by_side(pond: Pond, client: PlasmaClient) -> None:

@@ -120,7 +120,8 @@ class PlasmaClient:
     def seal(self, object_id: ObjectID) -> None:
         """Publishes an object that this client created. From now on, write no more into its buffer.
 
-        Raises PlasmaObjectNotFound, PlasmaObjectSealed.
+        Raises PlasmaObjectNotFound, PlasmaObjectSealed; PlasmaStoreFull if it is sealed, but a subscriber
+        cannot be told for want of room.
         """
         catalogue, name = self._catalogue, objects.name_of(object_id)
         draft = self._drafts.pop(object_id, None)

@@ -24,7 +24,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeAlias
 
-from millpond import MillpondError, ObjectNotFoundError, ObjectRef, Store
+from millpond import (
+    MillpondError,
+    ObjectNotFoundError,
+    ObjectRef,
+    Store,
+    StoreBusyError,
+    StoreFullError,
+    log,
+)
 from millpond.integrations.plasma.ids import ObjectID
 
 Put: TypeAlias = Callable[..., ObjectRef]
@@ -54,19 +62,31 @@ class Publisher:
         self._id = secrets.randbits(64)
         self._count = 0
         self._ends: dict[str, int] = {}  # the first number of each queue that may be free
-        self._lock = threading.Lock()
+        self._waiting: deque[bytes] = deque()
+        self._sending = False
+        self._lock = threading.RLock()  # making room for a notice removes objects, which is published
 
     def publish(self, put: Put, object_id: ObjectID, data_size: int, metadata_size: int) -> None:
-        """Appends a notice to every queue."""
+        """Appends a notice to every queue; while this thread appends another one, right after that."""
         if _LIST not in self._store:
             return
         with self._lock:
-            self._count += 1
-            if self._count % _LOOK_AFTER == 0:
-                _remove_dead(self._store, put)
-            notice = RECORD.pack(object_id.binary(), data_size, metadata_size)
-            for queue in _queues(self._store):
-                self._append(put, queue, notice + _ORIGIN.pack(self._id, self._count))
+            self._waiting.append(RECORD.pack(object_id.binary(), data_size, metadata_size))
+            if self._sending:
+                return
+            self._sending = True
+            try:
+                while self._waiting:
+                    self._send(put, self._waiting.popleft())
+            finally:
+                self._sending = False
+
+    def _send(self, put: Put, notice: bytes) -> None:
+        self._count += 1
+        if self._count % _LOOK_AFTER == 0:
+            _remove_dead(self._store, put)
+        for queue in _queues(self._store):
+            self._append(put, queue, notice + _ORIGIN.pack(self._id, self._count))
 
     def end(self, put: Put, queue: str) -> None:
         """Appends the notice after which nothing is read."""
@@ -102,7 +122,7 @@ class Subscription:
         self._store, self._put = store, put
         self._queue = _QUEUE + secrets.token_hex(8)
         _own.add(self._queue)
-        self._at = 0
+        self._at = self._marked = 0
         self._mark = put(0, name=self._queue)
         self._first: deque[bytes] = deque()
         self._known: set[bytes] = set()
@@ -122,10 +142,11 @@ class Subscription:
         while True:
             if self._first:
                 return self._first.popleft()
+            if self._at - self._marked >= _READ_AT_ONCE:
+                with suppress(StoreFullError):  # later
+                    self._move_mark()
             notice: bytes = self._store.lookup(f"{self._queue}:{self._at}", timeout).get()
             self._at += 1
-            if self._at % _READ_AT_ONCE == 0:
-                self._move_mark()
             if notice == _END:
                 raise EOFError("the subscription has ended")
             publisher, number = _ORIGIN.unpack_from(notice, RECORD.size)
@@ -144,8 +165,10 @@ class Subscription:
 
     def _move_mark(self) -> None:
         self._mark = self._put(self._at, name=self._queue, replace=True)
-        for number in range(self._at - _READ_AT_ONCE, self._at):
-            self._store.delete(f"{self._queue}:{number}")
+        for number in range(self._marked, self._at):
+            with suppress(ObjectNotFoundError):  # a publisher that saw the mark first took it back
+                self._store.delete(f"{self._queue}:{number}")
+        self._marked = self._at
 
     def stream(self) -> socket.socket:
         """A stream of messages: the length in 8 bytes, then notices. From now on `next` is not for others."""
@@ -164,9 +187,16 @@ class Subscription:
         return _exactly(self._pump[2], length)
 
     def _feed(self, ours: socket.socket) -> None:
-        with suppress(EOFError, OSError, MillpondError), ours:
-            while True:
-                notice = self.next()
+        with suppress(EOFError, OSError), ours:
+            while not self._store.closed:
+                try:
+                    notice = self.next()
+                except StoreBusyError:
+                    continue  # whoever is stopped in there may go on
+                except MillpondError:
+                    if not self._store.closed:
+                        log.exception("a stream of notices ends here: subscribe again")
+                    return
                 ours.sendall(len(notice).to_bytes(8, "little") + notice)
 
     def end(self) -> None:
@@ -202,18 +232,21 @@ def _queues(store: Store) -> tuple[str, ...]:
 
 
 @contextmanager
-def _locked(store: Store) -> Iterator[None]:
-    """One process at a time changes the list: by a lock that the system releases with the process."""
+def _locked(store: Store, how: int) -> Iterator[None]:
+    """One thread at a time changes the list: by a lock that the system releases with the process."""
     fd = os.open(f"{store.address}/plasma", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        fcntl.flock(fd, how)
         yield
     finally:
+        fcntl.flock(fd, fcntl.LOCK_UN)  # a child forked meanwhile has the descriptor as well
         os.close(fd)
 
 
-def _change_list(store: Store, put: Put, change: Callable[[tuple[str, ...]], Iterable[str]]) -> None:
-    with _locked(store):
+def _change_list(
+    store: Store, put: Put, change: Callable[[tuple[str, ...]], Iterable[str]], how: int = fcntl.LOCK_EX
+) -> None:
+    with _locked(store, how):
         before = _queues(store)
         after = tuple(change(before))
         if after:
@@ -224,8 +257,11 @@ def _change_list(store: Store, put: Put, change: Callable[[tuple[str, ...]], Ite
 
 def _remove_dead(store: Store, put: Put) -> None:
     dead = [queue for queue in _queues(store) if queue not in _own and not _is_alive(store, queue)]
-    if dead:
-        _change_list(store, put, lambda queues: (queue for queue in queues if queue not in dead))
+    if not dead:
+        return
+    with suppress(BlockingIOError):  # another one changes the list, or this thread, further up: next time
+        at_once = fcntl.LOCK_EX | fcntl.LOCK_NB
+        _change_list(store, put, lambda queues: (q for q in queues if q not in dead), at_once)
         for queue in dead:
             _remove(store, queue)
 
