@@ -44,6 +44,19 @@ def test_a_part(
     assert ("| kill | deaths | 1,200 |" in proof.table()) == ("deaths" in command)
 
 
+def test_the_page_has_a_place_for_the_table(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(proof.PAGE.read_text())
+    monkeypatch.setattr(proof, "PAGE", page)
+    monkeypatch.setattr(proof, "PARTS", (proof.Part("kill", COUNT % 0),))
+    monkeypatch.setattr("sys.argv", ["proof.py", "kill", "--page"])
+    assert proof.main() == 0
+    assert "<!-- counts -->\n| part |" in page.read_text() and "| 1,200 |" in page.read_text()
+    assert page.read_text().count("<!-- end of counts -->") == 1
+
+
 def test_counts_of_several_files_are_added(out: Path) -> None:
     part = proof.Part(
         "kill",

@@ -364,6 +364,17 @@ def abandoned(root: str, base: Path, **options: Any) -> tuple[str, Path]:
     return files.path, spilled
 
 
+@pytest.mark.parametrize("file", ["name", "spill"])
+def test_a_fifo_in_a_files_place_keeps_nobody(root: str, file: str) -> None:
+    files = make_store(root, name="one")
+    os.unlink(f"{files.path}/{file}")
+    os.mkfifo(f"{files.path}/{file}", 0o600)
+    assert [info.name for info in registry.list_stores(root)] == ["one"] * (file != "name")
+    files.close()
+    with registry.locked(root):
+        registry.sweep(root)
+
+
 def test_sweep_removes_the_dead_and_not_the_living(root: str, tmp_path: Path) -> None:
     base = tmp_path / "spill"
     alive = make_store(root, spill=(str(base),))

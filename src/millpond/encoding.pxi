@@ -319,7 +319,10 @@ cdef object build_array(object owner, const uint8_t *p, uint64_t size, Head *hea
         items = 0 if empty else items * dimension
     if items > size - start:
         raise damaged(size)
-    a = cnp.PyArray_SimpleNewFromData(head.ndim, dims, head.typenum, <void *>(p + start))
+    if empty:
+        a = empty_array(dims, size, head)
+    else:
+        a = cnp.PyArray_SimpleNewFromData(head.ndim, dims, head.typenum, <void *>(p + start))
     if <uint64_t>cnp.PyArray_NBYTES(a) > size - start:
         raise damaged(size)
     if head.order == c"F":
@@ -331,6 +334,14 @@ cdef object build_array(object owner, const uint8_t *p, uint64_t size, Head *hea
         cnp.set_array_base(a, owner)
         return a
     return fortran_view(owner, p + start, a)
+
+
+cdef cnp.ndarray empty_array(cnp.npy_intp *dims, uint64_t size, Head *head):
+    """An array without items: nothing bounds its other dimensions but what numpy takes."""
+    try:
+        return cnp.PyArray_SimpleNew(head.ndim, dims, head.typenum)
+    except ValueError:
+        raise damaged(size)
 
 
 cdef object fortran_view(object owner, const uint8_t *data, cnp.ndarray like):

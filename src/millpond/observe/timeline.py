@@ -19,6 +19,8 @@ from rich.text import Text
 from millpond.observe.tables import plain_table
 from millpond.units import format_bytes, format_seconds
 
+_NUMBERS_END = 1 << 63
+
 
 class Spans(NamedTuple):
     """All spans of one name in one process; times in seconds."""
@@ -44,10 +46,26 @@ def _events(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     for line in lines:
         try:
             event = json.loads(line.strip().removesuffix(","))
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(event, dict) and "ph" in event:
+        if isinstance(event, dict) and "ph" in event and _is_whole(event):
             yield event
+
+
+def _is_whole(event: dict[str, Any]) -> bool:
+    """Whether what `summary` needs is there, and can be added and printed: the file may be anybody's."""
+    if event["ph"] not in ("M", "X"):
+        return True
+    details = event.get("args")
+    if not isinstance(event.get("pid"), int) or not isinstance(details, dict):
+        return False
+    name = details.get("name") if event["ph"] == "M" else event.get("name")
+    numbers = (0, 0) if event["ph"] == "M" else (event.get("dur"), details.get("bytes", 0))
+    return (
+        isinstance(name, str)
+        and name.isprintable()
+        and all(isinstance(number, int | float) and 0 <= number < _NUMBERS_END for number in numbers)
+    )
 
 
 def summary(events: Iterable[dict[str, Any]]) -> list[Spans]:
@@ -77,7 +95,7 @@ def summary_table(spans: Iterable[Spans]) -> Table:
         process, last = ("" if each.process == last else each.process), each.process
         table.add_row(
             Text(process),
-            each.name,
+            Text(each.name),
             str(len(each.durations)),
             format_seconds(sum(each.durations)),
             format_seconds(statistics.median(each.durations)),

@@ -85,6 +85,14 @@ def _unfit(base: Path) -> str | None:
     return None
 
 
+def is_path(text: object) -> bool:
+    """Whether it can be the absolute path of a directory; what stands in a file may be anything."""
+    try:
+        return isinstance(text, str) and text.startswith("/") and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
 def user_directory(base: Path) -> Path:
     """The directory of this user under `base`; it may not exist."""
     return base / f"millpond-{os.geteuid()}"

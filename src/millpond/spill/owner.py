@@ -27,7 +27,7 @@ from typing import Any, Final
 from millpond import descriptors
 
 SUFFIX: Final = ".owner"
-_FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
+_FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a fifo in a file's place must not block
 
 
 def boot_id() -> str:
@@ -123,6 +123,6 @@ def _is_left(path: Path, owner: dict[str, Any] | None) -> bool:
 def _read(directory: Path) -> dict[str, Any] | None:
     try:
         found = json.loads(descriptors.read_whole(os.open(file_of(directory), os.O_RDONLY | _FLAGS)))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

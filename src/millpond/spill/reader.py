@@ -54,6 +54,10 @@ PlaceFields = tuple[int, int, int, int, int]
 _GONE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE)
 
 
+_OFFSETS_END: Final = 1 << 63
+"""Of files, as the system counts. A table that somebody has scribbled on may say more."""
+
+
 class _Short(Exception):
     """The file ends before the record does."""
 
@@ -310,6 +314,8 @@ class SpillReader:
         return window[start - first : min(stop - first, count)]
 
     def _fill(self, fd: int, buffers: list[memoryview], offset: int) -> None:
+        if offset >= _OFFSETS_END:
+            raise _Short(f"no file has an offset of {offset}")
         count = read_all(self._system, fd, buffers, offset)
         if count < sum(map(len, buffers)):
             raise _Short(f"the file ends at {offset + count}")

@@ -12,11 +12,12 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from millpond.errors import StoreCorruptedError
 from millpond.eviction.limits import default_memory_limit, usable_memory
 from millpond.eviction.named import resolve
 from millpond.hot import NO_LIMIT
 from millpond.spill.codec import Codec, number_of
-from millpond.spill.directory import default_base
+from millpond.spill.directory import default_base, is_path
 from millpond.units import parse_bytes
 
 MEMORY_MIN = 1 << 20
@@ -85,5 +86,14 @@ def _directories(spill_dir: PathLike | Sequence[PathLike] | None, disk: int) -> 
 
 
 def parse_config(config: bytes) -> tuple[str, ...]:
-    """The spill directories from `to_config`."""
-    return tuple(json.loads(config)["spill_dirs"])
+    """The spill directories from `to_config`. Raises StoreCorruptedError."""
+    try:
+        found = json.loads(config)["spill_dirs"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        found = None
+    if not isinstance(found, list) or not all(map(is_path, found)):
+        raise StoreCorruptedError(
+            f"the store's options, {len(config)} bytes in its table, are not those of a store: native code "
+            "wrote into them. Make the store again"
+        )
+    return tuple(found)

@@ -36,6 +36,7 @@ from millpond import descriptors
 from millpond.errors import AttachError, MillpondError, SpillError, StoreBusyError
 from millpond.spill import directory as spill_directory
 from millpond.spill import owner
+from millpond.spill.directory import is_path
 from millpond.spill.sweep import sweep_abandoned
 from millpond.store.peers import describe, live_slots, lock_holder
 
@@ -56,7 +57,7 @@ NAME_BYTES_MAX = 240
 DIRLOCK_TIMEOUT_S = 10.0
 
 _UUID = re.compile(r"[0-9a-f]{32}")
-_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW
+_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a fifo in a file's place must not block
 
 
 class StoreInfo(NamedTuple):
@@ -310,21 +311,24 @@ def _write_json(path: str, value: Any) -> None:
 
 
 def _read_json(path: str) -> Any:
-    """What `_write_json` wrote; None if it is missing or was cut short by a kill."""
+    """What `_write_json` wrote; None if it is missing, was cut short by a kill, or is anything else."""
     try:
         return json.loads(descriptors.read_whole(_open_private(path, os.O_RDONLY)))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
 
 
 def _read_name(path: str) -> str | None:
     name = _read_json(f"{path}/name")
-    return name if isinstance(name, str) else None
+    with suppress(TypeError, ValueError):
+        _check_name(name)
+        return str(name)
+    return None
 
 
 def _read_spill(path: str) -> tuple[str, ...]:
     bases = _read_json(f"{path}/spill")
-    return tuple(map(str, bases)) if isinstance(bases, list) else ()
+    return tuple(filter(is_path, bases)) if isinstance(bases, list) else ()
 
 
 def find(root: str, key: str | bytes) -> StoreFiles:

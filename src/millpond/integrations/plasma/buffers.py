@@ -99,5 +99,8 @@ def value_of(data: memoryview) -> Any:
         )
     _, count, _, inband = _HEAD.unpack_from(data)
     start = _HEAD.size + _PLACE.size * count
-    places = [_PLACE.unpack_from(data, _HEAD.size + _PLACE.size * n) for n in range(count)]
-    return serialize.loads(data[start : start + inband], [data[at : at + size] for at, size in places])
+    end = start + inband
+    places = list(_PLACE.iter_unpack(data[_HEAD.size : start])) if end <= data.nbytes else []
+    if end > data.nbytes or any(at + size > data.nbytes for at, size in places):
+        raise SerializationError(f"these {data.nbytes} bytes are not a whole value of PlasmaClient.put")
+    return serialize.loads(data[start:end], [data[at : at + size] for at, size in places])
