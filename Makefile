@@ -142,6 +142,7 @@ bench: venv ## run the benchmarks (a quarter of an hour): JSON in benchmarks/res
 	$(BIN)/python benchmarks/references.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/tails.py
+	$(BIN)/python benchmarks/holds.py
 	$(BIN)/python benchmarks/moving.py
 	$(BIN)/python benchmarks/spill.py
 	$(BIN)/python benchmarks/restore.py

@@ -42,9 +42,11 @@ def operations(store: millpond.Store) -> Iterator[tuple[str, Callable[[], object
     value = {"step": 1, "name": "text", "list": [1, 2, 3]}
     small, array = store.put(value), store.put(np.zeros(128))
     plain, block = np.zeros(128), np.zeros(2048)
+    large = store.put(np.zeros(1 << 21))
     yield "nothing", lambda: None
     yield "get dict", lambda: store.get(small)
     yield "get array", lambda: store.get(array)
+    yield "get array of 16 MB", lambda: store.get(large)
     yield "put dict and drop it", lambda: store.put(value)
     yield "put array of 1 KB and drop it", lambda: store.put(plain)
     yield "put array of 16 KB and drop it", lambda: store.put(block)
@@ -91,7 +93,7 @@ def count() -> Counts:
 
 def names() -> list[str]:
     """The operations, in the order in which they are counted."""
-    with millpond.Store(memory_limit="1MiB", spill_limit=0) as store:
+    with millpond.Store(memory_limit="64MiB", spill_limit=0) as store:
         return [name for name, _ in operations(store)]
 
 

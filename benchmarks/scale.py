@@ -1,9 +1,10 @@
 """How cost grows: with objects (a thousand to a million), processes (one to eight) and members (to 250).
 
-Random access reads values in an order that no cache can guess; beside it the same order over a list of
-pickles, since a million of anything do not fit into a cache. Processes work on objects of their own;
-beside them the same loops without a store. Memory for each object is what table and arena take beyond its
-stored bytes.
+Random access reads values in an order that no cache can guess, among a thousand and among a million in the
+same rounds; beside it the same order over a list of pickles, since a million of anything do not fit into a
+cache, and over a dict of them in one process, which finds a value by its key as a store does. Processes work
+on objects of their own; beside them the same loops without a store, and gets alone and puts alone. Memory for
+each object is what table and arena take beyond its stored bytes.
 Prints Markdown.
 
 Run: python benchmarks/scale.py [--objects 1000000]
@@ -25,13 +26,13 @@ from harness import Timing, machine, markdown, save, timings
 
 import millpond
 
-FEW = 1_000
 CALLS = 20_000
 VALUE = {"id": 4711, "name": "millpond", "scores": [1.5, 2.5], "ok": True}
 LOOP_S = 0.5
 MEMBERS = (2, 64, 250)
 MEMBERS_OBJECTS = 20_000
 PROCESSES = (2, 4, 8)
+ROUNDS = 7
 FORK = multiprocessing.get_context("fork")
 
 
@@ -72,40 +73,47 @@ def puts(store: millpond.Store) -> Callable[[], float]:
     return per_call(calls)
 
 
-def loads(count: int, value: Any) -> Callable[[], float]:
-    """The same without a store, over pickles, or the bytes of arrays, in a list."""
+def loads(count: int, value: Any) -> dict[str, Callable[[], float]]:
+    """The same without a store: pickles, or the bytes of arrays, out of a list and out of a dict."""
+    load: Callable[[Any], object] = pickle.loads
     if isinstance(value, np.ndarray):
+        load = np.frombuffer
         stored = [value.tobytes() for _ in range(count)]
-
-        def load(data: bytes) -> object:
-            return np.frombuffer(data)
     else:
         stored = [pickle.dumps({**value, "id": i}) for i in range(count)]
-        load = pickle.loads
+    keyed = {f"{i:x}-entry": data for i, data in enumerate(stored)}
+    keys = list(keyed)
     chosen = [stored[i] for i in order(count)]
+    chosen_keys = [keys[i] for i in order(count)]
 
-    def calls() -> None:
+    def from_list() -> None:
         for data in chosen:
             load(data)
 
-    return per_call(calls)
+    def from_dict() -> None:
+        for key in chosen_keys:
+            load(keyed[key])
+
+    return {"from a list": per_call(from_list), "from a dict": per_call(from_dict)}
 
 
-def objects(store: millpond.Store, many: int) -> tuple[dict[str, dict[str, Timing]], float]:
-    """Access among few and many objects; and the bytes that each of the many takes beyond its own."""
+def objects(store: millpond.Store, counts: list[int]) -> tuple[dict[str, dict[str, Timing]], float]:
+    """Access among few and many objects; and the bytes that each of the most takes beyond its own."""
     results, overhead = {}, 0.0
     for what, value in (("dict", VALUE), ("array of 100 B", np.arange(12.0))):
-        few = [store.put(value) for _ in range(FEW)]
-        among_few = timings({"get": reads(store, few), "put": puts(store), "loads": loads(FEW, value)}, 7)
-        before = store.stats()
-        refs = [store.put(value) for _ in range(many)]
-        after = store.stats()
-        among_many = timings({"get": reads(store, refs), "put": puts(store), "loads": loads(many, value)}, 7)
-        results[what] = {f"{key}, {FEW:,}": timing for key, timing in among_few.items()}
-        results[what].update({f"{key}, {many:,}": timing for key, timing in among_many.items()})
-        taken = after.table_bytes - before.table_bytes + after.live_bytes - before.live_bytes
-        overhead = max(overhead, (taken - (after.memory_bytes - before.memory_bytes)) / many)
-        del few, refs
+        results[what], contestants, held = {}, {}, []
+        for count in counts:
+            before = store.stats()
+            held.append([store.put(value) for _ in range(count)])
+            after = store.stats()
+            measures = {"get": reads(store, held[-1]), **loads(count, value)}
+            contestants.update({f"{key}, {count:,}": measure for key, measure in measures.items()})
+            results[what].update(timings({f"put, {count:,}": puts(store)}, ROUNDS))
+            taken = after.table_bytes - before.table_bytes + after.live_bytes - before.live_bytes
+            each = (taken - (after.memory_bytes - before.memory_bytes)) / count
+            overhead = max(overhead, each if count == counts[-1] else 0.0)
+        results[what].update(timings(contestants, ROUNDS))
+        held.clear()
     return results, overhead
 
 
@@ -150,17 +158,25 @@ def processes(store: millpond.Store) -> dict[str, Timing]:
         data = pickle.dumps(VALUE)
         return lambda: (pickle.dumps(VALUE), pickle.loads(data), dict(VALUE))
 
-    def gain(make: Callable[[], Callable[[], object]], count: int) -> float:
-        return together(make, count) / together(make, 1)
+    def gets() -> Callable[[], object]:
+        ref = store.put(VALUE)
+        return lambda: store.get(ref)
 
-    return timings(
-        {
-            f"{name}, {count}": lambda make=make, count=count: gain(make, count)
-            for count in PROCESSES
-            for name, make in (("store", stored), ("private", private))
-        },
-        5,
-    )
+    def only_puts() -> Callable[[], object]:
+        return lambda: store.put(VALUE)
+
+    makers = {"store": stored, "private": private, "gets only": gets, "puts only": only_puts}
+    gains = {}
+    for count in PROCESSES:  # what only two can show, without waiting for a core, gets more rounds
+        names = makers if count == 2 else ("store", "private")
+        contestants = {
+            f"{name}, {count}": lambda make=makers[name], count=count: (
+                together(make, count) / together(make, 1)
+            )
+            for name in names
+        }
+        gains.update(timings(contestants, ROUNDS if count == 2 else 3))
+    return gains
 
 
 def members(store: millpond.Store, count: int) -> dict[str, float]:
@@ -218,7 +234,8 @@ def main() -> None:
     parser.add_argument("--objects", type=int, default=1_000_000)
     args = parser.parse_args()
     with millpond.Store("2GiB", spill_limit=0) as store:
-        access, overhead = objects(store, args.objects)
+        counts = [count for count in (1_000, 10_000, 100_000) if count < args.objects]
+        access, overhead = objects(store, [*counts, args.objects])
     with millpond.Store("256MiB", spill_limit=0) as store:
         gains = processes(store)
     many: dict[str, float] = {}

@@ -48,6 +48,17 @@ def large(results: Any) -> str:
     return markdown(["", "median (fastest-slowest round)"], rows)
 
 
+def peers(results: Any) -> str:
+    """Of peers/run.py: microseconds, medians."""
+    versions = results["versions"]
+    heads = [f"{name} {versions[name]}" for name in versions]
+    rows = [
+        [what, *(plain(found[name]["median"]) if name in found else "" for name in versions)]
+        for what, found in results["times"].items()
+    ]
+    return markdown(["microseconds", *heads], rows)
+
+
 def references(results: Any) -> str:
     """Of references.py: microseconds."""
     rows = [[what, *(spread(timing) for timing in found.values())] for what, found in results.items()]
@@ -76,6 +87,16 @@ def tails(results: Any) -> str:
         for what, found in results.items()
     ]
     return markdown(["microseconds", "calls", "median", "99 %", "99.9 %", "longest"], rows)
+
+
+def holds(results: Any) -> str:
+    """Of holds.py: nanoseconds."""
+    times = [f"{part}, {time}" for part in ("held", "waited") for time in ("median", "99 %", "longest")]
+    rows = [
+        [call, *(f"{number:,.0f}".replace(",", " ") for part in found.values() for number in part)]
+        for call, found in results.items()
+    ]
+    return markdown(["nanoseconds", "holds", *times], rows)
 
 
 def plain(seconds: float) -> str:
@@ -107,6 +128,8 @@ TABLES = {
     "references": references,
     "scale": scale,
     "tails": tails,
+    "holds": holds,
+    "peers": peers,
     "through": through,
 }
 """By the name of the JSON file, and of the markers in the page."""

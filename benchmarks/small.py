@@ -1,7 +1,8 @@
-"""What one get or put costs: arrays of 1 KB to 1 GB and a small dict, beside the alternatives.
+"""What one get or put costs: arrays of 0 B to 1 GB and a small dict, beside the alternatives.
 
 Alternatives: numpy.frombuffer over plain memory (as far as Python can get without a store), LMDB on
-tmpfs, and plain pickle. Prints Markdown; figures are microseconds per call.
+tmpfs, and plain pickle. Every round has all sizes, so that the sizes can be compared as well. Prints
+Markdown; figures are microseconds per call.
 
 Run: python benchmarks/small.py   (needs lmdb)
 """
@@ -19,7 +20,7 @@ from harness import Timing, machine, markdown, microseconds, race, save
 
 import millpond
 
-ARRAY_BYTES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000, 1_000_000_000)
+ARRAY_BYTES = (0, 1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000, 1_000_000_000)
 COPIED_MAX = 100_000_000
 """Larger arrays are not given to LMDB and pickle, which copy them."""
 SMALL = {"id": 4711, "name": "millpond", "scores": [1.5, 2.5], "ok": True}
@@ -27,33 +28,39 @@ SMALL = {"id": 4711, "name": "millpond", "scores": [1.5, 2.5], "ok": True}
 
 def get_arrays(store: millpond.Store, database: lmdb.Environment) -> dict[str, dict[str, Timing]]:
     """By size: a store's get, frombuffer over memory, LMDB's get, pickle.loads."""
-    results = {}
-    for size in ARRAY_BYTES:
-        array = np.random.default_rng(size).standard_normal((size // 80, 10))
-        ref, plain, key = store.put(array), array.tobytes(), str(size).encode()
-        copied = size <= COPIED_MAX
-        pickled = pickle.dumps(array, protocol=5) if copied else b""
-        with database.begin(write=True) as writing:
-            writing.put(key, plain if copied else b"")
-        shape = array.shape
-        with database.begin(buffers=True) as reading:
-            contestants: dict[str, Callable[[], object]] = {
-                "millpond": lambda ref=ref: store.get(ref),
-                "frombuffer": lambda plain=plain, shape=shape: np.frombuffer(plain, np.float64).reshape(
-                    shape
-                ),
-                "lmdb": lambda key=key, shape=shape, reading=reading: np.frombuffer(
-                    reading.get(key), np.float64
-                ).reshape(shape),
-                "pickle": lambda pickled=pickled: pickle.loads(pickled),
-            }
-            if not copied:
-                del contestants["lmdb"], contestants["pickle"]
-            for contestant in contestants.values():
-                assert np.array_equal(contestant(), array)
-            results[f"get array, {size:,} B"] = race(contestants)
-        ref = None
+    contestants: dict[tuple[int, str], Callable[[], object]] = {}
+    arrays = {size: np.random.default_rng(size).standard_normal((size // 80, 10)) for size in ARRAY_BYTES}
+    with database.begin(write=True) as writing:
+        for size, array in arrays.items():
+            if size <= COPIED_MAX:
+                writing.put(str(size).encode(), array.tobytes())
+    with database.begin(buffers=True) as reading:
+        for size in ARRAY_BYTES:
+            array = arrays.pop(size)  # the largest take a gigabyte: not longer than needed
+            for name, get in array_getters(store, reading, array, size).items():
+                assert np.array_equal(get(), array)
+                contestants[size, name] = get
+        timings = race(contestants)
+    results: dict[str, dict[str, Timing]] = {}
+    for (size, name), timing in timings.items():
+        results.setdefault(f"get array, {size:,} B", {})[name] = timing
     return results
+
+
+def array_getters(
+    store: millpond.Store, reading: lmdb.Transaction, array: np.ndarray, size: int
+) -> dict[str, Callable[[], object]]:
+    """One call for each of the alternatives, all giving the same array."""
+    ref, plain, key, shape = store.put(array), array.tobytes(), str(size).encode(), array.shape
+    getters: dict[str, Callable[[], object]] = {
+        "millpond": lambda: store.get(ref),
+        "frombuffer": lambda: np.frombuffer(plain, np.float64).reshape(shape),
+    }
+    if size <= COPIED_MAX:
+        pickled = pickle.dumps(array, protocol=5)
+        getters["lmdb"] = lambda: np.frombuffer(reading.get(key), np.float64).reshape(shape)
+        getters["pickle"] = lambda: pickle.loads(pickled)
+    return getters
 
 
 def small_values(store: millpond.Store, database: lmdb.Environment) -> dict[str, dict[str, Timing]]:

@@ -172,23 +172,26 @@ def among(value: str, bar: float) -> Callable[[Results], Bar]:
 
     def row(results: Results) -> Bar:
         found = results["scale"]["access"][value]
-        few, many = (name.split(", ", 1)[1] for name in found if name.startswith("get"))
-        ratio = found[f"get, {many}"]["median"] / found[f"get, {few}"]["median"]
-        plain = found[f"loads, {many}"]["median"] / found[f"loads, {few}"]["median"]
-        return Bar(
-            ratio, bar, False, us(found[f"get, {many}"]), f"the same without a store: {plain:.2f} times"
+        few, *_, many = (name.split(", ", 1)[1] for name in found if name.startswith("get"))
+
+        def grows(what: str) -> float:
+            return float(found[f"{what}, {many}"]["median"] / found[f"{what}, {few}"]["median"])
+
+        beside = (
+            f"without a store, out of a dict {grows('dict'):.2f} times, out of a list {grows('list'):.2f}"
         )
+        return Bar(grows("get"), bar, False, us(found[f"get, {many}"]), beside)
 
     return row
 
 
 def two_processes(results: Results) -> Bar:
     """How much more two do than one, with a store and without."""
-    found = results["scale"]["processes"]
-    store, private = found["store, 2"]["median"], found["private, 2"]["median"]
-    return Bar(
-        store / private, 0.9, True, f"{store:.2f} times one", f"without a store {private:.2f} times one"
-    )
+    found = {name: timing["median"] for name, timing in results["scale"]["processes"].items()}
+    store, private = found["store, 2"], found["private, 2"]
+    alone = ", ".join(f"{name} {found[f'{name}, 2']:.2f}" for name in ("gets only", "puts only"))
+    beside = f"without a store {private:.2f} times one; {alone}"
+    return Bar(store / private, 0.9, True, f"{store:.2f} times one", beside)
 
 
 def overhead(results: Results) -> Bar:
