@@ -8,13 +8,20 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "kernel"))
-from mutants import MUTANTS, Mutant, mutated
+from mutants import MUTANTS, PROGRAMS, Mutant, catchers, mutated
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_the_place_is_there_once(mutant: Mutant) -> None:
     assert mutated(mutant) != ""
     assert mutant.old != mutant.new
+
+
+def test_the_page_says_what_noticed_each() -> None:
+    """If not: python tests/kernel/mutants.py NAME --page."""
+    found = catchers()
+    assert list(found) == [mutant.name for mutant in MUTANTS]
+    assert {test.split()[0] for test in found.values()} <= set(PROGRAMS)
 
 
 def test_there_are_enough() -> None:

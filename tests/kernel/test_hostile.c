@@ -4,8 +4,12 @@
  * words of it, then calls the kernel at random. What the calls return does not matter; that they do return
  * does. Not changed: the mutex itself (the C library trusts it), and what is read once at attach
  * (test_attach.c). MP_ROUNDS is how many rounds there are, MP_SEED repeats a run.
+ *
+ * Before that, each damage that is kept in tests/corpus/table. A file there has a line for each word that is
+ * changed, as a round that fails prints them: region, item, offset in the item, width in bytes, value.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <signal.h>
 #include <string.h>
 #include <unistd.h>
@@ -15,6 +19,7 @@
 #define ENTRIES 64u
 #define CALLS 24u
 #define ROUND_SECONDS 5u
+#define KEPT_ROUNDS 50u /* of calls at random, for each kept damage */
 
 static fixture store;
 static mp_member a, b;
@@ -29,6 +34,21 @@ typedef struct range {
 
 static range ranges[32];
 static uint32_t range_count;
+
+/* A part of the table that a kept damage can name. */
+typedef struct region {
+    const char *name;
+    const void *base;
+    uint64_t stride, items;
+} region;
+
+static region regions[12];
+static uint32_t region_count;
+
+static struct {
+    uint64_t at, width, value;
+} changes[6]; /* of this round */
+static uint32_t change_count;
 
 static uint32_t below(uint32_t limit) { return (uint32_t)random_below(&dice, limit); }
 
@@ -92,6 +112,25 @@ static void find_ranges(void) {
     add_range(a.slabs, 48 * sizeof *a.slabs);
 }
 
+static void add_region(const char *name, const void *base, uint64_t stride, uint64_t items) {
+    regions[region_count++] = (region){name, base, stride, items};
+}
+
+static void name_regions(void) {
+    const mp_geometry *g = &a.geometry;
+    add_region("header", a.header, sizeof *a.header, 1);
+    add_region("slot", a.slots, sizeof *a.slots, MP_SLOTS);
+    add_region("bucket", a.buckets, sizeof *a.buckets, MP_NAME_BUCKETS);
+    add_region("entry", a.entries, sizeof *a.entries, g->entries);
+    add_region("token", a.tokens, sizeof *a.tokens, g->tokens);
+    add_region("edge", a.edges, sizeof *a.edges, g->edges);
+    add_region("name", a.names, sizeof *a.names, g->names);
+    add_region("segment", a.segments, sizeof *a.segments, g->segments);
+    add_region("span", a.spans, sizeof *a.spans, g->spans);
+    add_region("commit", (const void *)a.commit, sizeof *a.commit, g->blocks);
+    add_region("slab", a.slabs, sizeof *a.slabs, g->blocks);
+}
+
 static void open_store(void) {
     fixture_create(&store, (fixture_shape){.arena_bytes = 16 << 20, .memory_limit = 8 << 20, .entries = ENTRIES});
     fixture_first(&store, &a);
@@ -99,6 +138,7 @@ static void open_store(void) {
     furnish();
     fixture_check(&a);
     find_ranges();
+    name_regions();
     copy = malloc(a.geometry.table_bytes);
     CHECK(copy != NULL);
     memcpy(copy, a.header, a.geometry.table_bytes);
@@ -136,6 +176,38 @@ static void scribble(void) {
     memcpy(&value, (uint8_t *)a.header + at, width);
     value = bad_value(value);
     memcpy((uint8_t *)a.header + at, &value, width);
+    changes[change_count].at = at;
+    changes[change_count].width = width;
+    changes[change_count++].value = value;
+}
+
+static void print_changes(void) {
+    for (uint32_t i = 0; i < change_count; i++) {
+        for (uint32_t n = region_count; n-- > 0;) {
+            const region *r = &regions[n];
+            uint64_t at = changes[i].at - (uint64_t)((const uint8_t *)r->base - (const uint8_t *)a.header);
+            if (at >= r->stride * r->items) continue; /* or it lies before the region: then it is huge */
+            fprintf(stderr, "%s %" PRIu64 " %" PRIu64 " %" PRIu64 " %#" PRIx64 "\n", r->name, at / r->stride,
+                    at % r->stride, changes[i].width, changes[i].value);
+            break;
+        }
+    }
+}
+
+/* Does what a file of tests/corpus/table says. */
+static void damage(const char *path) {
+    char line[128], name[16];
+    uint64_t item, offset, width, value;
+    FILE *file = fopen(path, "r");
+    CHECK(file != NULL);
+    while (fgets(line, sizeof line, file)) {
+        CHECK_EQ(sscanf(line, "%15s %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNx64, name, &item, &offset, &width, &value), 5);
+        uint32_t n = 0;
+        while (n < region_count && strcmp(regions[n].name, name) != 0) n++;
+        CHECK(n < region_count && item < regions[n].items && width <= 8 && offset + width <= regions[n].stride);
+        memcpy((uint8_t *)regions[n].base + item * regions[n].stride + offset, &value, width);
+    }
+    fclose(file);
 }
 
 /* --- calls --- */
@@ -215,23 +287,46 @@ static void call(void) {
 
 static void give_up(int signal_number) {
     char text[96];
-    int n = snprintf(text, sizeof text, "signal %d in the round with MP_SEED=%llu\n", signal_number, (unsigned long long)round_seed);
+    int n = snprintf(text, sizeof text, "signal %d in the round with MP_SEED=%llu %.40s\n", signal_number,
+                     (unsigned long long)round_seed, check_doing);
     (void)!write(2, text, (size_t)n);
+    print_changes();
     _exit(1);
+}
+
+static void kept_damage_is_survived(void) {
+    struct dirent *file;
+    uint64_t count = 0;
+    char path[512];
+    DIR *directory = opendir(MP_CORPUS "/table");
+    CHECK(directory != NULL);
+    while ((file = readdir(directory)) != NULL) {
+        if (file->d_name[0] == '.') continue;
+        snprintf(check_doing, sizeof check_doing, "%.100s", file->d_name);
+        snprintf(path, sizeof path, "%s/table/%.200s", MP_CORPUS, file->d_name);
+        for (uint64_t i = 0; i < KEPT_ROUNDS; i++, count++) {
+            round_seed = dice.state = i;
+            alarm(ROUND_SECONDS);
+            restore_store();
+            damage(path);
+            for (uint32_t n = 0; n < CALLS; n++) call();
+        }
+    }
+    closedir(directory);
+    check_doing[0] = 0;
+    alarm(0);
+    CHECK(count >= KEPT_ROUNDS);
+    check_count("kept damages of the table", count / KEPT_ROUNDS);
 }
 
 static void damaged_tables_are_survived(void) {
     const char *rounds = getenv("MP_ROUNDS");
     uint64_t seed = check_seed(), count = rounds ? strtoull(rounds, NULL, 0) : 3000;
-    signal(SIGALRM, give_up);
-    signal(SIGSEGV, give_up);
-    signal(SIGBUS, give_up);
-    signal(SIGABRT, give_up);
-    open_store();
     for (uint64_t i = 0; i < count; i++) {
         round_seed = dice.state = seed + i;
         alarm(ROUND_SECONDS);
         restore_store();
+        change_count = 0;
         for (uint32_t n = 1 + below(6); n > 0; n--) scribble();
         for (uint32_t n = 0; n < CALLS; n++) call();
     }
@@ -243,6 +338,12 @@ static void damaged_tables_are_survived(void) {
 
 int main(int argc, char **argv) {
     check_arguments(argc, argv);
+    signal(SIGALRM, give_up);
+    signal(SIGSEGV, give_up);
+    signal(SIGBUS, give_up);
+    signal(SIGABRT, give_up);
+    open_store();
+    RUN(kept_damage_is_survived);
     RUN(damaged_tables_are_survived);
     return 0;
 }
