@@ -44,6 +44,10 @@ class Recorder:
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._number = 0
 
+    def close(self) -> None:
+        """Nothing more is recorded."""
+        os.close(self._fd)
+
     def begin(self, operation: str, name: str = "") -> int:
         """The operation starts; its number."""
         self._number += 1

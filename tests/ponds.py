@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,23 @@ def residue(store: millpond.Store) -> dict[str, Any]:
         "objects": list(store.objects()),
         "deleted but not gone": len(store._survey()),
         "tokens": totals["tokens"],
+        "other slots": {pool: used for pool, used in totals["in_use"].items() if used},
         "other members": stats.members - 1,
         "used memory": stats.committed_bytes - stats.warm_bytes,
         "disk": stats.disk_bytes,
         "overflow": stats.overflow_bytes,
     }
     return {key: value for key, value in found.items() if value}
+
+
+def descriptor_of(store: millpond.Store, what: str) -> int:
+    """This process's descriptor of the store's memory: "table" or "arena"."""
+    wanted = f"millpond-{what}-{store.uuid.hex()}"
+    for name in os.listdir("/proc/self/fd"):
+        path = f"/proc/self/fd/{name}"
+        if os.path.lexists(path) and wanted in os.readlink(path):
+            return int(name)
+    raise AssertionError(f"no {wanted}")
 
 
 class Pond:

@@ -3,8 +3,9 @@
 Every operation is recorded, and the history checked (`history`). At the end the store must be sound, and
 nothing may be left in it: no object, no byte of memory in use, no file, no member.
 
-A soak is many rounds in one store: what this process has (memory, descriptors, threads) and what the table
-has taken must be the same after the last round as after the first.
+This process works as well, and nobody kills it. A soak is many rounds in one store: what this process has
+(memory, descriptors, threads), what the store has beyond its books (memory, files) and what the table has
+taken must be the same after every round as after the first.
 
 With the build that has failpoints, processes can be made to sleep for a moment between any two steps that
 others may see, so that races which want a long moment come about in seconds.
@@ -37,14 +38,14 @@ import millpond
 import millpond.spill.segments
 from history import Recorder, Verdict, check, read
 from millpond.units import parse_bytes
-from ponds import residue
+from ponds import descriptor_of, residue
 from proof import write_counts
 from workers import wait_until
 
 NAMES = 48
 KEEP = 12
-SLACK_BYTES = 32 << 20
-"""What may come and go in the memory of a process without being a leak."""
+SLACK = {"private memory": 32 << 20, "table": 1 << 20, "descriptors": 1, "threads": 1}
+"""What may come and go without being a leak: bytes, or pieces."""
 SIZES = (8, 100, 1000, 3000, 20_000, 100_000, 1_200_000)
 """Items of 8 bytes: a value of each way that there is to disk."""
 SPAWN = multiprocessing.get_context("spawn")
@@ -60,8 +61,9 @@ class Hand:
         self._held: list[Any] = []
         self._ways = (self._put, self._get, self._get, self._get, self._take, self._delete, self._spill)
 
-    def work(self) -> None:
-        """Until the process is ended."""
+    def work(self, seconds: float) -> None:
+        """For so long, and one operation at least."""
+        end = time.monotonic() + seconds
         while True:
             try:
                 self._dice.choice(self._ways)()
@@ -71,6 +73,13 @@ class Hand:
                 self._held.clear()
             while len(self._held) > KEEP:
                 self._held.pop(self._dice.randrange(len(self._held)))
+            if time.monotonic() > end:
+                return
+
+    def end(self) -> None:
+        """It holds nothing any more."""
+        self._held.clear()
+        self._record.close()
 
     def _name(self) -> str:
         return f"name {self._dice.randrange(NAMES)}"
@@ -129,7 +138,7 @@ def _seed_of(value: Any) -> int:
 
 def _run(address: str, history: Path, seed: int, segment_bytes: int) -> None:
     millpond.spill.segments.SEGMENT_BYTES = segment_bytes  # type: ignore[misc]
-    Hand(address, history, seed).work()
+    Hand(address, history, seed).work(float("inf"))
 
 
 class Weather(NamedTuple):
@@ -161,16 +170,16 @@ class Storm:
         self._store, self._directory, self._weather = store, directory, weather
         self._dice = random.Random(seed)
         self._started = self.kills = self.stops = 0
+        self._hand = Hand(*self._assignment())
         self._processes = [self._start() for _ in range(processes)]
 
-    def _start(self) -> Any:
+    def _assignment(self) -> tuple[str, Path, int]:
         self._started += 1
-        arguments = (
-            self._store.address,
-            self._directory / f"{self._started}.log",
-            self._dice.getrandbits(60),
-            self._weather.segment_bytes,
-        )
+        history = self._directory / f"{self._started}.log"
+        return self._store.address, history, self._dice.getrandbits(60)
+
+    def _start(self) -> Any:
+        arguments = (*self._assignment(), self._weather.segment_bytes)
         process = SPAWN.Process(target=_run, args=arguments, daemon=True)
         process.start()
         return process
@@ -179,7 +188,7 @@ class Storm:
         """For so long somebody is stopped or killed again and again."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            time.sleep(self._dice.uniform(0.1, 1) * self._weather.pause)
+            self._hand.work(self._dice.uniform(0.1, 1) * self._weather.pause)
             at = self._dice.randrange(len(self._processes))
             if not self._processes[at].is_alive():
                 raise AssertionError(f"a process ended by itself with {self._processes[at].exitcode}")
@@ -205,6 +214,7 @@ class Storm:
         for process in self._processes:
             process.kill()
             process.join()
+        self._hand.end()
         for number in range(NAMES):
             with suppress(millpond.ObjectNotFoundError):
                 self._store.delete(f"name {number}")
@@ -214,15 +224,25 @@ class Storm:
         return Outcome(self.kills, self.stops, check(events), residue(self._store))
 
 
-def account(store: millpond.Store) -> dict[str, int]:
-    """What this process and the table have taken."""
+def account(store: millpond.Store, directory: Path) -> dict[str, int]:
+    """What this process has, what the store has that its books do not say, and what the table has taken."""
     process = psutil.Process()
+    arena = os.fstat(descriptor_of(store, "arena")).st_blocks * 512
+    files = [path for place in ("registry", "spill") for path in (directory / place).rglob("*")]
     return {
-        "private memory": process.memory_full_info().uss // SLACK_BYTES,
+        "private memory": process.memory_full_info().uss,
         "descriptors": process.num_fds(),
         "threads": process.num_threads(),
-        "table": store.stats().table_bytes // (1 << 20),
+        "files": len(files),
+        "bytes in files": sum(path.lstat().st_blocks * 512 for path in files if path.is_file()),
+        "memory beyond the books": max(0, arena - store.stats().committed_bytes),
+        "table": store.stats().table_bytes,
     }
+
+
+def grown(first: dict[str, int], now: dict[str, int]) -> dict[str, tuple[int, int]]:
+    """What has leaked since `first`, before and now."""
+    return {key: (first[key], now[key]) for key in now if now[key] > first[key] + SLACK.get(key, 0)}
 
 
 def run(
@@ -240,10 +260,11 @@ def run(
                 storm = Storm(store, log, processes, weather, seed + number)
                 storm.rage(seconds)
                 outcomes.append(storm.end())
-                now = account(store)
+                now = account(store, directory)
                 first = first or now
-                grown = {key: (first[key], now[key]) for key in now if now[key] > first[key] + 1}
-                outcomes[-1].left.update(grown)
+                outcomes[-1].left.update(grown(first, now))
+                if rounds > 1:
+                    print(f"round {number + 1}: {now}", flush=True)
                 shutil.rmtree(log)
     return outcomes
 

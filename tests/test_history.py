@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,10 @@ import pytest
 import storm
 from failpoints import BUILD
 from history import NEVER, Event, Recorder, check, read
+from millpond.hot import punch_hole
+from millpond.spill.disk import aligned_buffer
+from millpond.spill.record import PAGE
+from ponds import Pond, descriptor_of
 
 PUT = Event("put", "a", 0, 10, "ok", 7)
 DELETE = Event("delete", "a", 100, 200, "ok", 0)
@@ -75,3 +81,31 @@ def test_a_storm_of_processes_that_dawdle(monkeypatch: pytest.MonkeyPatch) -> No
     (outcome,) = storm.run(seconds=8, processes=6, memory="24MiB", weather=weather, seed=1)
     assert (outcome.verdict.faults, outcome.left) == ([], {})
     assert outcome.verdict.gets > 50 and outcome.kills > 5
+
+
+def test_each_account_is_kept(pond: Pond, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a soak would miss if an account did not move."""
+    monkeypatch.setattr(storm, "SLACK", {"private memory": 1 << 20})
+    store = pond.store()
+    kept = [store.put(1)]
+    before = storm.account(store, tmp_path)
+    assert storm.grown(before, before) == {}
+    descriptor = os.open("/dev/null", os.O_RDONLY)
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait)
+    thread.start()
+    ballast = aligned_buffer(8 << 20)
+    ballast[:] = b"x" * len(ballast)
+    kept += [store.put(number) for number in range(2000)]
+    leak = pond.spill / "leak"
+    leak.write_bytes(bytes(5000))
+    arena = descriptor_of(store, "arena")
+    os.pwrite(arena, b"x", far := os.fstat(arena).st_size - PAGE)
+    try:
+        assert set(storm.grown(before, storm.account(store, tmp_path))) == set(before)
+    finally:
+        stop.set()
+        thread.join()
+        os.close(descriptor)
+        punch_hole(arena, far, PAGE)
+        leak.unlink()

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-import millpond
-from ponds import Pond
+from ponds import Pond, descriptor_of
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "internals" / "layout.md").read_text()
@@ -39,13 +38,12 @@ def test_offsets_are_those_of_the_snapshot() -> None:
     assert tables == {name: snapshot(name) for name in tables}
 
 
-def file_of(store: millpond.Store, what: str) -> int:
-    wanted = f"millpond-{what}-{store.uuid.hex()}"
-    for name in os.listdir("/proc/self/fd"):
-        path = f"/proc/self/fd/{name}"
-        if os.path.lexists(path) and wanted in os.readlink(path):
-            return int(name)
-    raise AssertionError(f"no {wanted}")
+def test_regions_are_in_the_order_of_the_code() -> None:
+    header = (ROOT / "src/millpond/kernel/layout.h").read_text()
+    names = re.findall(r"^    MP_REGION_(\w+),", header, re.MULTILINE)
+    table = PAGE.partition("## The regions of the table\n")[2].partition("\n## ")[0]
+    rows = [row.split("|")[1].strip() for row in table.splitlines() if row.startswith("| ")][2:]
+    assert rows == [name.lower().replace("_", " ").replace("commit", "commit map") for name in names]
 
 
 def matches(dump: str, data: bytes) -> bool:
@@ -64,7 +62,7 @@ def test_the_worked_example(pond: Pond) -> None:
     entry_dump, value_dump = re.findall(r"```\n((?: +\d+  [0-9a-f.]{2} .*\n)+)```", PAGE)
     geometry = next(offset for offset, _, field in snapshot("mp_header") if field == "geometry")
     regions = next(offset for offset, _, field in snapshot("mp_geometry") if field == "region_offset")
-    table, arena = file_of(store, "table"), file_of(store, "arena")
+    table, arena = descriptor_of(store, "table"), descriptor_of(store, "arena")
     (entries,) = struct.unpack("<Q", os.pread(table, 8, geometry + regions + 3 * 8))
     entry = os.pread(table, 192, entries + 192 * ref._key[0])
     assert matches(entry_dump, entry)

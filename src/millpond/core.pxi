@@ -421,7 +421,7 @@ cdef class Core(Member):
         cdef uint32_t cursor = 0, n
         cdef cnp.ndarray rows
         cdef mp_candidate *p
-        cdef uint32_t room = self.m.header.pool_entries.used
+        cdef uint32_t room = min(self.m.header.pool_entries.used, mp_entries_backed(&self.m))
         rows = np.empty(max(room, 16), CANDIDATE)
         p = <mp_candidate *>cnp.PyArray_DATA(rows)
         room = len(rows)
@@ -476,7 +476,7 @@ cdef class Core(Member):
         cdef uint64_t nonce
         self.ensure_open()
         with nogil:
-            high = self.m.header.pool_tokens.high
+            high = mp_tokens_backed(&self.m)
             for token in range(1, high):
                 nonce = self.m.tokens[token].nonce
                 if nonce >> 16 == family:

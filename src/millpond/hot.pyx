@@ -40,6 +40,9 @@ cdef extern from "numpy/arrayobject.h":
     cnp.dtype PyArray_DescrFromType(int)
     int PyArray_CopyInto(cnp.ndarray, cnp.ndarray) except -1
 
+cdef extern from "string.h" nogil:
+    size_t strnlen(const char *, size_t)
+
 cdef extern from "stdatomic.h" nogil:
     int64_t atomic_add "__atomic_add_fetch"(int64_t *, int64_t, int)
     int64_t atomic_get "__atomic_load_n"(int64_t *, int)

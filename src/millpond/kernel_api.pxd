@@ -285,6 +285,8 @@ cdef extern from "kernel.h" nogil:
     mp_code mp_segment_punched(mp_member *m, uint32_t segment, uint64_t id, uint64_t bytes)
     mp_code mp_segments(mp_member *m, uint32_t *cursor, mp_segment_row *rows, uint32_t count, uint32_t *found)
     uint32_t mp_entries_backed(const mp_member *m)
+    uint32_t mp_tokens_backed(const mp_member *m)
+    uint32_t mp_names_backed(const mp_member *m)
     mp_code mp_live_pages(mp_member *m, uint32_t *cursor, const mp_page_map *map)
     mp_code mp_records(mp_member *m, uint32_t *cursor, const uint8_t *wanted, uint32_t segments, mp_record *rows,
                        uint32_t count, uint32_t *found)

@@ -87,6 +87,15 @@ cdef void note_fault(void *context, const char *text) noexcept nogil:
         faults.used += n
 
 
+cdef str shared_text(const char *text, size_t room):
+    """Text that any member may have written, with or without an end."""
+    return PyBytes_FromStringAndSize(text, strnlen(text, room)).decode("utf-8", "replace")
+
+
+cdef str name_text(const mp_name *name):
+    return PyBytes_FromStringAndSize(name.text, min(name.length, MP_NAME_MAX)).decode("utf-8", "replace")
+
+
 @cython.final
 cdef class Using:
     """A context in which a member's mappings stay, though another thread may close the store."""
@@ -375,16 +384,16 @@ cdef class Member:
         cdef uint32_t i
         cdef mp_token *t
         found = []
-        for i in range(1, self.m.header.pool_tokens.high):
+        for i in range(1, mp_tokens_backed(&self.m)):
             t = &self.m.tokens[i]
             if t.nonce and t.entry == ref.entry and t.birth == ref.birth:
                 found.append((t.issuer_pid, t.issued, t.expiry, t.deliveries))
         return found
 
     def _name_text(self, uint32_t index):
-        if index == 0 or index >= self.m.header.pool_names.high or self.m.names[index].target == 0:
+        if index == 0 or index >= mp_names_backed(&self.m) or self.m.names[index].target == 0:
             return None
-        return PyBytes_FromStringAndSize(self.m.names[index].text, self.m.names[index].length).decode("utf-8", "replace")
+        return name_text(&self.m.names[index])
 
     def _names(self, uint32_t first):
         """(some names, where to go on: 0 at the end). Under the mutex, so that no text is half another's."""
@@ -392,7 +401,7 @@ cdef class Member:
         cdef mp_code code
         cdef mp_name *copies
         self.ensure_open()
-        high = self.m.header.pool_names.high
+        high = mp_names_backed(&self.m)
         copies = <mp_name *>malloc(NAMES_AT_ONCE * sizeof(mp_name))
         if copies == NULL:
             raise MemoryError
@@ -408,8 +417,7 @@ cdef class Member:
                     mp_unlock(&self.m)
             if code != MP_OK:
                 raise self.failure(code, "the names")
-            texts = [PyBytes_FromStringAndSize(copies[i].text, min(copies[i].length, MP_NAME_MAX)).decode("utf-8", "replace")
-                     for i in range(n)]
+            texts = [name_text(&copies[i]) for i in range(n)]
         finally:
             free(copies)
         return texts, index if index < high else 0
@@ -418,7 +426,7 @@ cdef class Member:
         """`file:line` that created an object, or None if that was not noted."""
         if self.m.sites[entry].birth != birth:
             return None
-        return (<bytes>self.m.sites[entry].text).decode("utf-8", "replace")
+        return shared_text(self.m.sites[entry].text, sizeof(self.m.sites[entry].text))
 
     def _name_of(self, ObjectRef ref):
         return self.m.entries[ref.entry].name
@@ -428,7 +436,8 @@ cdef class Member:
         found = []
         for i in range(MP_SLOTS):
             if (self.m.slots[i].word & 255) != MP_SLOT_FREE:
-                found.append((i, self.m.slots[i].pid, (<bytes>self.m.slots[i].command).decode("utf-8", "replace")))
+                found.append((i, self.m.slots[i].pid,
+                              shared_text(self.m.slots[i].command, sizeof(self.m.slots[i].command))))
         return found
 
     def _kept_bytes(self, bint pinned):
@@ -468,13 +477,19 @@ cdef class Member:
             "recoveries": h.recoveries,
             "handoff_ns": h.handoff_ns,
             "tokens": h.pool_tokens.used - 1,
+            "in_use": {  # of the other pools
+                "entries": h.pool_entries.used - 1,
+                "edges": h.pool_edges.used - 1,
+                "names": h.pool_names.used - 1,
+                "segments": h.pool_segments.used - 1,
+            },
             "waiting": sum(1 for i in range(MP_SLOTS) if self.m.slots[i].ticket),
             "slot": self.m.slot,
         }
 
     def _config(self):
         """The options that were written at creation, as bytes."""
-        return <bytes>self.m.header.config
+        return PyBytes_FromStringAndSize(self.m.header.config, strnlen(self.m.header.config, MP_CONFIG_BYTES))
 
     def _table_bytes(self):
         """Memory of the table, as the system counts it."""

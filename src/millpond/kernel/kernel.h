@@ -399,14 +399,22 @@ static inline uint8_t mp_stamp_reads(uint64_t stamp) {
     uint8_t reads = stamp & 255u;
     return reads == MP_READS_RESTORED ? 0 : reads;
 }
-/* Entries below this have memory behind them; the rest of the pool was never used. */
+/* Items below this have memory behind them; the rest of the pool was never used. The word is anybody's to write. */
+static inline uint32_t mp_backed(const mp_pool *pool, uint32_t capacity) {
+    uint32_t high = atomic_load(&pool->high);
+    return high < capacity ? high : capacity;
+}
 static inline uint32_t mp_entries_backed(const mp_member *m) {
-    uint32_t high = atomic_load(&m->header->pool_entries.high);
-    return high < m->geometry.entries ? high : m->geometry.entries;
+    return mp_backed(&m->header->pool_entries, m->geometry.entries);
 }
 static inline uint32_t mp_segments_backed(const mp_member *m) {
-    uint32_t high = atomic_load(&m->header->pool_segments.high);
-    return high < m->geometry.segments ? high : m->geometry.segments;
+    return mp_backed(&m->header->pool_segments, m->geometry.segments);
+}
+static inline uint32_t mp_tokens_backed(const mp_member *m) {
+    return mp_backed(&m->header->pool_tokens, m->geometry.tokens);
+}
+static inline uint32_t mp_names_backed(const mp_member *m) {
+    return mp_backed(&m->header->pool_names, m->geometry.names);
 }
 static inline uint64_t mp_bit(uint32_t slot) { return 1ull << (slot & 63u); }
 static inline _Atomic uint64_t *mp_pin_word(mp_entry *e, uint32_t slot) { return &e->pins[slot >> 6]; }

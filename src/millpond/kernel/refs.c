@@ -88,7 +88,7 @@ static mp_code reason(uint64_t control, uint64_t birth) {
 
 /* PAIR pin-evict: set the pin, then load control; eviction stores EVICTING, then reads the
  * pins. Both sides seq_cst: either we see EVICTING or it sees our pin. Offset and size are read
- * after control: the set pin has frozen them. */
+ * after control: the set pin has frozen them. PAIR seal: so is the value. */
 mp_code mp_view(mp_member *m, uint32_t entry, uint64_t birth, uint64_t *offset, uint64_t *size) {
     mp_entry *e = &m->entries[entry];
     mp_pin(m, entry, MP_ONE_VIEW);
