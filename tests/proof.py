@@ -47,7 +47,11 @@ PARTS: Final = (
         f"MILLPOND_NIGHTLY=1 {PYTEST} tests/test_failpoints.py tests/test_stopped.py --counts {{counts}}",
     ),
     Part("faults", f"MILLPOND_NIGHTLY=1 {PYTEST} tests/test_faults.py --counts {{counts}}"),
-    Part("damage", f"MILLPOND_NIGHTLY=1 {PYTEST} tests/test_spill_reader.py --counts {{counts}}"),
+    Part(
+        "damage",
+        f"MILLPOND_NIGHTLY=1 {PYTEST} tests/test_spill_reader.py tests/test_damage.py tests/test_hostile.py "
+        "--counts {counts}",
+    ),
     Part("model", f"MILLPOND_NIGHTLY=1 {PYTEST} tests/test_model.py --counts {{counts}}"),
     Part("fuzz", f"cd tests && {sys.executable} -m fuzz --seconds 40 --counts {{counts}}"),
     Part("storm", f"{sys.executable} tests/storm.py --seconds 300 --counts {{counts}}"),

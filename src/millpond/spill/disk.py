@@ -29,6 +29,7 @@ from millpond.spill.record import PAGE
 
 CALL_BYTES: Final = 8 << 20
 """Most bytes of payload in one call: more is not faster, less is."""
+NOT_OURS: Final = "not a regular file of this user"
 _IOV_MAX: Final = 1024
 _GIL_COPY_MAX: Final = 64 << 10
 _OPEN_FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a fifo in a file's place must not block
@@ -162,14 +163,23 @@ def opened(system: System, path: str, direct: bool) -> Iterator[int]:
 
     Raises OSError; ESTALE when something else lies there.
     """
-    fd = system.open(path, os.O_RDONLY | (os.O_DIRECT if direct else 0))
     try:
-        status = system.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
-            raise OSError(errno.ESTALE, "not a regular file of this user", path)
+        fd = system.open(path, os.O_RDONLY | (os.O_DIRECT if direct else 0))
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket, or a device that is not there
+            raise OSError(errno.ESTALE, NOT_OURS, path) from error
+        raise
+    try:
+        if not is_own_file(system.fstat(fd)):
+            raise OSError(errno.ESTALE, NOT_OURS, path)
         yield fd
     finally:
         system.close(fd)
+
+
+def is_own_file(status: os.stat_result) -> bool:
+    """Whether it is a regular file of this user."""
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
 
 
 def probe_direct(system: System, directory: str) -> bool:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from millpond.errors import SpillError
 from millpond.hot import SEGMENT_CLOSED
 from millpond.spill.directory import Directories
+from millpond.spill.disk import is_own_file
 from millpond.spill.record import PAGE
 from millpond.spill.rewrite import Rewriter
 from millpond.spill.segments import SPARSE, SegmentTable, is_mine
@@ -151,7 +152,10 @@ class Reclaimer:
         except OSError:
             return 0  # whoever reads or writes there says what is wrong
         try:
-            block = max(PAGE, system.fstat(fd).st_blksize)
+            status = system.fstat(fd)
+            if not is_own_file(status):
+                return 0
+            block = max(PAGE, status.st_blksize)
             holes = list(dead_runs(bits, int(row["size"]), block))
             total = sum(stop - start for start, stop in holes)
             if total < int(row["punched"]) + HOLE_MIN:

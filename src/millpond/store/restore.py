@@ -32,6 +32,7 @@ RETRY_S = 0.005
 STALLED_S = 0.25
 GIVE_UP_S = 5.0
 MAP_MIN = 8 << 20
+REASONS_MAX = 1000
 
 Place = tuple[int, int, int, int, int]
 _ABSENT: Any = object()
@@ -96,6 +97,7 @@ class Restore:
         self._room = room
         self._reader = reader
         self.ahead = None if reader is None else Ahead(core, room, reader)
+        self._lost: dict[tuple[int, int], str] = {}  # why, for whoever asks again: the table knows no reasons
 
     def get_list(self, refs: list[ObjectRef], deadline: Deadline, copy: bool) -> list[Any]:
         """The values of `refs`: what is spilled is restored in the order of the disk as far as memory goes,
@@ -154,7 +156,7 @@ class Restore:
                 if done:
                     return value
             elif code not in (Code.DRAFT, Code.RESTORING):
-                raise self._core._fail(code, f"object {ref.id}")
+                raise self._failure(code, ref)
             if code != Code.SPILLED:
                 self._core._reap()  # whoever is at work on it may be dead
             self._sleep(ref, code, deadline)
@@ -202,7 +204,17 @@ class Restore:
         """Another state is looked at again; what is none (a stopped holder of the lock, say) is an error."""
         if code in (Code.OK, Code.DRAFT, Code.SPILLED, Code.RESTORING, Code.TAKEN):
             return False, None
-        raise self._core._fail(code, f"object {ref.id}")
+        raise self._failure(code, ref)
+
+    def _failure(self, code: int, ref: ObjectRef) -> Exception:
+        error: Exception = self._core._fail(code, f"object {ref.id}")
+        if isinstance(error, ObjectLostError) and ref._key in self._lost:
+            return ObjectLostError(self._lost[ref._key])
+        return error
+
+    def _note_lost(self, ref: ObjectRef, error: ObjectLostError) -> None:
+        if len(self._lost) < REASONS_MAX:
+            self._lost[ref._key] = str(error)
 
     def _past_pinned(
         self, ref: ObjectRef, place: Place, size: int, copy: int, watch: _Watch
@@ -230,7 +242,8 @@ class Restore:
             self._reader.read_into(
                 place, entry, birth, size, target, step=lambda *_: self._core._restore_step(ref)
             )
-        except ObjectLostError:
+        except ObjectLostError as error:
+            self._note_lost(ref, error)
             work.end("lost")
             raise
         work.end("resident")
@@ -288,6 +301,7 @@ class Restore:
         try:
             memory: memoryview = read(*arguments)
             return memory
-        except ObjectLostError:
+        except ObjectLostError as error:
+            self._note_lost(ref, error)
             self._core._lose(ref)
             raise
