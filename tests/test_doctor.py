@@ -123,6 +123,26 @@ def test_a_directory_of_others(tmp_path: Path) -> None:
     assert (finding.verdict, "may not write" in finding.meaning) == ("bad", True)
 
 
+@pytest.mark.parametrize(
+    ("mode", "verdict"), [(0o777, "note"), (0o770, "note"), (0o1777, "ok"), (0o755, "ok")]
+)
+def test_who_else_may_rename_what_is_spilled(tmp_path: Path, mode: int, verdict: str) -> None:
+    above = tmp_path / "above"
+    (place := above / "place").mkdir(parents=True)
+    for path in (place, above):
+        path.chmod(mode)
+        found = {finding.name: finding for finding in disks.findings([place], speed=False)}
+        finding = found["who may rename in it"]
+        assert (finding.verdict, str(path) in finding.value) == (verdict, verdict == "note")
+        path.chmod(0o700)
+
+
+def test_a_place_where_somebody_else_was_first(tmp_path: Path) -> None:
+    (tmp_path / f"millpond-{os.geteuid()}").symlink_to(tmp_path)
+    [finding] = disks.findings([tmp_path])
+    assert (finding.verdict, "symbolic link" in finding.meaning) == ("bad", True)
+
+
 def test_no_directory_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def none() -> Path:
         raise OSError("no directory to spill to")

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from millpond import descriptors, log
-from millpond.errors import SpillError
+from millpond.errors import SpillError, StoreCorruptedError
 from millpond.spill import owner
 from millpond.spill.disk import System, free_space, is_memory_filesystem, probe_direct
 from millpond.spill.trouble import Troubles
@@ -82,6 +82,16 @@ def _unfit(base: Path) -> str | None:
         return "is not writable"
     if is_memory_filesystem(base):
         return "lies in memory, where spilling frees nothing"
+    return squatted(base)
+
+
+def squatted(base: Path) -> str | None:
+    """What is wrong with this user's directory under `base`, if anything: in a place for all, anybody may
+    have made one of that name."""
+    path = user_directory(base)
+    with suppress(FileNotFoundError):
+        if reason := _exposed(os.lstat(path)):
+            return f"has a {path.name} that is refused: {reason}"
     return None
 
 
@@ -111,7 +121,7 @@ def prepare(base: Path, uuid: bytes, registry: str | None = None) -> Path:
     """
     directory = store_directory(base, uuid)
     try:
-        os.makedirs(base, mode=0o700, exist_ok=True)
+        _make_base(base)
         _make_private(directory.parent)
         owner.sign(directory, registry)
         _make_private(directory)
@@ -120,6 +130,14 @@ def prepare(base: Path, uuid: bytes, registry: str | None = None) -> Path:
     except OSError as error:
         raise _cannot_spill(base, error) from error
     return directory
+
+
+def _make_base(base: Path) -> None:
+    """As `os.makedirs`, but nobody else may rename what is in a directory that is made on the way."""
+    for path in (*reversed(base.absolute().parents), base):
+        if not path.is_dir():
+            with suppress(FileExistsError):
+                os.mkdir(path, 0o700)
 
 
 def _make_private(path: Path) -> None:
@@ -134,18 +152,22 @@ def _cannot_spill(base: Path, error: OSError) -> SpillError:
 
 
 def _refuse_unless_private(path: Path, status: os.stat_result) -> None:
-    reason = None
-    if stat.S_ISLNK(status.st_mode):
-        reason = "it is a symbolic link"
-    elif not stat.S_ISDIR(status.st_mode):
-        reason = "it is not a directory"
-    elif status.st_uid != os.geteuid():
-        reason = f"it belongs to user {status.st_uid}, this process runs as {os.geteuid()}"
-    elif status.st_mode & 0o077:
-        reason = f"its mode is {stat.S_IMODE(status.st_mode):04o}, it must be 0700"
-    if reason:
-        text = f"{path} is refused as spill directory: {reason}. Remove it or choose another"
+    if reason := _exposed(status):
+        text = f"{path} is refused as spill directory: {reason}. Remove it or choose another spill_dir"
         raise SpillError(errno.EPERM, text, str(path))
+
+
+def _exposed(status: os.stat_result) -> str | None:
+    """Why others may have a hand in a directory, or None."""
+    if stat.S_ISLNK(status.st_mode):
+        return "it is a symbolic link"
+    if not stat.S_ISDIR(status.st_mode):
+        return "it is not a directory"
+    if status.st_uid != os.geteuid():
+        return f"it belongs to user {status.st_uid}, this process runs as {os.geteuid()}"
+    if status.st_mode & 0o077:
+        return f"its mode is {stat.S_IMODE(status.st_mode):04o}, it must be 0700"
+    return None
 
 
 def sweep(base: Path, uuid: bytes) -> int:
@@ -197,9 +219,11 @@ def stores(base: Path) -> Iterator[bytes]:
     """The uuids of all stores of this user that have left a trace under `base`, alive or not.
 
     None where it cannot be looked: a place that is usual (the home directory, say) need not be open to all.
+    None either where it is not this user's alone: in a temporary place anybody may make one of that name.
     """
     try:
-        names = os.listdir(user_directory(base))
+        path = user_directory(base)
+        names = [] if _exposed(os.lstat(path)) else os.listdir(path)
     except OSError:
         return
     for name in sorted({name.removesuffix(owner.SUFFIX) for name in names}):
@@ -268,7 +292,19 @@ class Directories:
             except OSError as error:
                 raise _cannot_spill(base, error) from error
             if fd is not None:
+                self._refuse_unless_private(base, path, fd)
                 return _Place(base, str(path), device, fd)
+
+    @staticmethod
+    def _refuse_unless_private(base: Path, path: Path, fd: int) -> None:
+        """As `prepare` did, but what is open cannot be exchanged any more. Closes `fd` when it raises."""
+        try:
+            _refuse_unless_private(path, os.fstat(fd))
+        except BaseException as error:
+            descriptors.close(fd)
+            if isinstance(error, SpillError) or not isinstance(error, OSError):
+                raise
+            raise _cannot_spill(base, error) from error
 
     def close(self) -> None:
         """The directories are not in use any more by this process. Idempotent."""
@@ -281,7 +317,12 @@ class Directories:
         self.close()
 
     def file(self, directory: int, segment_id: int) -> str:
-        """The path of a segment's file."""
+        """The path of a segment's file. Raises StoreCorruptedError when there is no such directory."""
+        if directory >= len(self.paths):
+            raise StoreCorruptedError(
+                f"the store's table is damaged: it has a file in spill directory {directory + 1} of "
+                f"{len(self.paths)}. Create a new store"
+            )
         return os.path.join(self.paths[directory], f"{segment_id:016x}.seg")
 
     def direct(self, directory: int) -> bool:

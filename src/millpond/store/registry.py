@@ -86,15 +86,15 @@ class _Descriptors:
         self.users = 0
         opened: list[int] = []
         try:
+            opened.append(_open_private(path, os.O_RDONLY | os.O_DIRECTORY, stat.S_IFDIR))
             opened.append(_open_private(f"{path}/lock", os.O_RDWR))
             opened.append(_open_private(f"{path}/birth", os.O_RDWR))
-            opened.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | _FLAGS))
             with suppress(BlockingIOError):  # a cleaner is just looking at it
-                fcntl.flock(opened[2], fcntl.LOCK_SH | fcntl.LOCK_NB)
+                fcntl.flock(opened[0], fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BaseException:
             descriptors.close(*opened)
             raise
-        self.lock, self.birth, self.directory = opened
+        self.directory, self.lock, self.birth = opened
 
     def close(self) -> None:
         descriptors.close(self.lock, self.birth, self.directory)
@@ -200,10 +200,10 @@ def _refuse_unless_private(path: str, status: os.stat_result, kind: int) -> None
         )
 
 
-def _open_private(path: str, flags: int) -> int:
+def _open_private(path: str, flags: int, kind: int = stat.S_IFREG) -> int:
     fd = os.open(path, flags | _FLAGS, 0o600)
     try:
-        _refuse_unless_private(path, os.fstat(fd), stat.S_IFREG)
+        _refuse_unless_private(path, os.fstat(fd), kind)
     except BaseException:
         descriptors.close(fd)
         raise

@@ -6,6 +6,7 @@ The speed test writes a file that has no name any more, so that nothing is left 
 from __future__ import annotations
 
 import os
+import stat
 import statistics
 import tempfile
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 from millpond.eviction.policies import BREAK_EVEN_BYTES
 from millpond.observe.doctor.finding import Finding, read_text, run
 from millpond.spill import disk
-from millpond.spill.directory import FLOOR_BYTES, FLOOR_SHARE, default_base
+from millpond.spill.directory import FLOOR_BYTES, FLOOR_SHARE, default_base, squatted
 from millpond.spill.record import PAGE
 from millpond.units import format_bytes
 
@@ -64,6 +65,7 @@ class _Disk:
             yield Finding(self.topic, "usable", "no", reason, "bad", advice)
             return
         yield self._kind()
+        yield self._masters()
         yield self._space()
         try:
             with tempfile.TemporaryDirectory(prefix="millpond-doctor-", dir=self.directory) as scratch:
@@ -89,7 +91,22 @@ class _Disk:
             return error.strerror or str(error)
         if not os.access(self.directory, os.W_OK | os.X_OK):
             return f"user {os.geteuid()} may not write to it"
+        if reason := squatted(self.directory):
+            return f"it {reason}"
         return ""
+
+    def _masters(self) -> Finding:
+        masters = _others_in(self.directory)
+        return Finding(
+            self.topic,
+            "who may rename in it",
+            masters or f"user {os.geteuid()} and root",
+            "they can make objects be lost, and read or forge none"
+            if masters
+            else "nobody else can take away what a store puts there",
+            "note" if masters else "ok",
+            "spill where only you and root may do that; chmod +t a place for all" if masters else "",
+        )
 
     def _kind(self) -> Finding:
         filesystem, device = _mount_of(self.directory)
@@ -221,6 +238,18 @@ class _Scratch:
             disk.read_all(disk.System(), self._fd, [self._buffer[:PAGE]], offset)
             times.append(time.perf_counter() - start)
         return statistics.median(times)
+
+
+def _others_in(directory: Path) -> str:
+    """Who else may rename what is in `directory`, or a directory above it; empty: nobody."""
+    directory = directory.resolve()
+    for path in (directory, *directory.parents):
+        status = path.stat()
+        if status.st_uid not in (0, os.geteuid()):
+            return f"user {status.st_uid}, whose {path} is"
+        if status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX:
+            return f"all who may write to {path}: mode {stat.S_IMODE(status.st_mode):04o}, no sticky bit"
+    return ""
 
 
 def _mount_of(directory: Path) -> tuple[str, str]:
