@@ -30,6 +30,21 @@ def residue(store: millpond.Store) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value}
 
 
+def settled(store: millpond.Store, timeout: float = 10.0) -> dict[str, Any]:
+    """What `residue` found at last: other threads and the dead may take a moment. Not looked at once more when
+    it was nothing, since the janitor may just be giving memory back."""
+    found: dict[str, Any] = {}
+
+    def nothing() -> bool:
+        nonlocal found
+        found = residue(store)
+        return not found
+
+    with suppress(AssertionError):
+        wait_until(nothing, timeout)
+    return found
+
+
 def descriptor_of(store: millpond.Store, what: str) -> int:
     """This process's descriptor of the store's memory: "table" or "arena"."""
     wanted = f"millpond-{what}-{store.uuid.hex()}"
@@ -95,9 +110,7 @@ class Pond:
                         store.delete(info.name)
                 if residue(store):
                     gc.collect()
-                with suppress(AssertionError):
-                    wait_until(lambda store=store: not residue(store))
-                assert residue(store) == {}
+                assert settled(store) == {}
             store.close()
         self._stores.clear()
         assert sorted(path.name for path in self.registry.glob("*")) in ([], ["dirlock"])

@@ -38,9 +38,8 @@ import millpond
 import millpond.spill.segments
 from history import Recorder, Verdict, check, read
 from millpond.units import parse_bytes
-from ponds import descriptor_of, residue
+from ponds import descriptor_of, settled
 from proof import write_counts
-from workers import wait_until
 
 NAMES = 48
 KEEP = 12
@@ -218,10 +217,9 @@ class Storm:
         for number in range(NAMES):
             with suppress(millpond.ObjectNotFoundError):
                 self._store.delete(f"name {number}")
-        with suppress(AssertionError):
-            wait_until(lambda: not residue(self._store), timeout=20)
+        left = settled(self._store, timeout=20)
         events = [event for path in sorted(self._directory.glob("*.log")) for event in read(path)]
-        return Outcome(self.kills, self.stops, check(events), residue(self._store))
+        return Outcome(self.kills, self.stops, check(events), left)
 
 
 def account(store: millpond.Store, directory: Path) -> dict[str, int]:

@@ -34,10 +34,13 @@ def noise(seed: int, nbytes: int) -> np.ndarray:
 
 
 def spilled(store: millpond.Store, count: int, nbytes: int) -> dict[int, ObjectRef]:
-    """Objects on disk only, in closed segments; the seed of each leads to its ref."""
+    """Objects on disk only, in closed segments; the seed of each leads to its ref. On a slow machine the
+    store's own thread would begin to reclaim as well."""
     refs = {seed: store.put(noise(seed, nbytes)) for seed in range(count)}
     store.spill()
     roll(store)
+    store._janitor.stop()
+    reclaimer(store)._next_routine = 0.0
     return refs
 
 
