@@ -31,8 +31,8 @@ def residue(store: millpond.Store) -> dict[str, Any]:
 
 
 def settled(store: millpond.Store, timeout: float = 10.0) -> dict[str, Any]:
-    """What `residue` found at last: other threads and the dead may take a moment. Not looked at once more when
-    it was nothing, since the janitor may just be giving memory back."""
+    """What `residue` found at last: other threads and the dead may take a moment. When it was nothing, it is
+    not looked at once more, since the janitor may just be giving memory back."""
     found: dict[str, Any] = {}
 
     def nothing() -> bool:
