@@ -146,6 +146,45 @@ def test_a_scribbled_table_crashes_nobody(tmp_path: Path, tally: Counter[str]) -
         tally["damaged tables used from Python"] += BATCH
 
 
+def connection(own: Any, address: str) -> str:
+    try:
+        millpond.connect(address).close()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "joined"
+
+
+STRANGE = {
+    "magic": "not a millpond table",
+    "layout_version": "another layout version",
+    "abi": "another C library or architecture",
+    "ready": "not ready",
+    "geometry": "size is wrong|geometry is damaged",
+    "uuid": "belongs to the store",
+    "boot_id": "before the last boot",
+    "pid_namespace": "another pid namespace.*--pid=container",
+    "uid": "belongs to user",
+    "gid": "group",
+    "config": "spill directories",
+}
+
+
+def test_a_header_of_something_else_is_refused(pond: Pond) -> None:
+    """With the reason. Who is in the store stays; the newcomer is let in when the header is right again."""
+    store = pond.store()
+    ref = store.put(1)
+    table, newcomer = Table(store), pond.worker(program=True)
+    for field, reason in STRANGE.items():
+        offset = table.header[field][0]
+        right = os.pread(table.fd, 4, offset)
+        table.write(offset, int.from_bytes(right, "little") ^ 1, 4)
+        refused = newcomer.run(connection, store.address)
+        os.pwrite(table.fd, right, offset)
+        assert re.match(f"AttachError: .*({reason})", refused), (field, refused)
+        assert newcomer.run(connection, store.address) == "joined", field
+    assert ref.get() == 1 and store.stats().members == 1
+
+
 @pytest.mark.parametrize("size", [1000, 1_000_000])
 def test_native_code_cannot_write_through_a_view(pond: Pond, size: int) -> None:
     """It takes no notice of NumPy's flag, and meets a mapping that is read-only."""
