@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from millpond.store import threads
 from ponds import Pond
 from workers import wait_until
 
@@ -148,6 +149,25 @@ def test_a_start_of_a_thread_may_be_interrupted(
     STARTS[name](store, refs)
     assert len(running()) <= 1
     assert [(ref.get() == noise(300_000, seed)).all() for seed, ref in enumerate(refs)] == [True] * 4
+
+
+def test_what_a_handler_raises_while_a_thread_starts_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    real: Any = getattr(threading, "_start_new_thread", None)
+    if real is None:
+        pytest.skip("this Python starts threads in another way")
+
+    class TooLate(Exception):
+        pass
+
+    def interrupted(*arguments: Any) -> None:
+        real(*arguments)
+        wait_until(lambda: thread not in threading._limbo)  # type: ignore[attr-defined]
+        raise TooLate
+
+    thread = threading.Thread(target=lambda: None)
+    monkeypatch.setattr(threading, "_start_new_thread", interrupted)
+    with pytest.raises(TooLate):
+        threads.start(thread)
 
 
 def test_signals_interrupt_at_random(pond: Pond) -> None:

@@ -137,7 +137,8 @@ cdef class Member:
         if code != MP_OK:
             self.m.state = MP_MEMBER_CLOSED
             raise errors.AttachError((<bytes>why).decode("utf-8", "replace") if code == MP_INVALID
-                                     else f"cannot map the store: {os.strerror(self.m.error)}")
+                                     else f"cannot map the store: {os.strerror(self.m.error)} (are address space, "
+                                     "ulimit -v, or maps, sysctl vm.max_map_count, limited?)")
         self.uuid = PyBytes_FromStringAndSize(<char *>self.m.header.uuid, 16)
         with nogil:
             code = mp_claim_slot(&self.m)

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from millpond import descriptors
+from millpond.errors import AttachError
 
 __all__ = ["Machine", "default_memory_limit", "headroom", "usable_memory"]
 
@@ -219,11 +220,17 @@ def _upwards(mount_point: str, mount_root: str, path: str) -> Iterator[str]:
 
 @functools.cache
 def _machine() -> Machine:
-    return Machine()
+    try:
+        return Machine()
+    except OSError as error:
+        raise AttachError(
+            f"{error.filename}, which limits the memory of this process, cannot be read: {error.strerror}. "
+            "If too many files are open, raise that limit (ulimit -n)"
+        ) from error
 
 
 def usable_memory() -> int:
-    """`Machine.usable_memory` of this machine."""
+    """`Machine.usable_memory` of this machine. Raises AttachError if that cannot be read now."""
     return _machine().usable_memory()
 
 

@@ -64,7 +64,8 @@ def _candidates() -> Iterator[Path]:
     yield _VAR_TMP
     import tempfile  # seldom needed, and slow to import
 
-    yield Path(tempfile.gettempdir())
+    with suppress(FileNotFoundError):  # nothing that it knows is writable
+        yield Path(tempfile.gettempdir())
     with suppress(RuntimeError):  # no home directory
         yield Path.home() / ".cache"
 

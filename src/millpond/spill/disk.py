@@ -224,10 +224,14 @@ def free_space(system: System, directory: str) -> tuple[int, int]:
 
 
 def is_memory_filesystem(directory: str | Path) -> bool:
-    """Whether `directory` lies in memory (tmpfs, ramfs), where spilling would free nothing."""
+    """Whether `directory` lies in memory (tmpfs, ramfs), where spilling would free nothing; False where the
+    system does not say."""
     device = os.stat(directory).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+    with (
+        suppress(OSError),
+        open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts,
+    ):
         for line in mounts:
             mount, _, source = line.partition(" - ")
             if mount.split(" ")[2] == wanted:

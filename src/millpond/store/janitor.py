@@ -14,12 +14,11 @@ import os
 import threading
 import time
 import weakref
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from millpond import log
 from millpond.flag import Flag
-from millpond.store.threads import await_end
+from millpond.store.threads import await_end, start
 
 if TYPE_CHECKING:
     from millpond.store.store import Store
@@ -50,10 +49,8 @@ class Janitor:
                 thread = threading.Thread(
                     target=self._run, args=(ending,), name="millpond-janitor", daemon=True
                 )
-                # no more threads, or the interpreter ends: slow paths do the work
-                with suppress(RuntimeError):
-                    self._ending = ending
-                    thread.start()
+                self._ending = ending
+                if start(thread):  # else slow paths do the work
                     self._thread = thread
 
     def stop(self) -> bool:

@@ -87,9 +87,14 @@ def describe(pid: int) -> str:
 
 @functools.cache
 def boot_id() -> bytes:
-    """16 bytes that change with every start of the machine."""
-    with open("/proc/sys/kernel/random/boot_id") as file:
-        return bytes.fromhex(file.read().strip().replace("-", ""))
+    """16 bytes that change with every start of the machine. Raises AttachError where there is no /proc."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return bytes.fromhex(file.read().strip().replace("-", ""))
+    except OSError as error:
+        raise AttachError(
+            f"{error.filename}: {error.strerror}. Members of a store find each other in /proc: mount it"
+        ) from error
 
 
 def pid_namespace() -> int:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 from millpond import log
 from millpond.errors import MillpondError
 from millpond.hot import Core, ObjectRef, Using
-from millpond.store.threads import await_end
+from millpond.store.threads import await_end, start
 
 if TYPE_CHECKING:
     from millpond.store.ahead import Ahead
@@ -59,11 +59,10 @@ class Prefetch:
             if self._thread is not None or self._stopping or not self._requests:
                 return
             thread = threading.Thread(target=self._run, name="millpond-prefetch", daemon=True)
-            try:
-                thread.start()
+            if start(thread):
                 self._thread = thread
-            except RuntimeError:  # no more threads, or the interpreter ends: gets will do the work
-                self._requests.clear()
+            else:
+                self._requests.clear()  # gets will do the work
 
     def stop(self, forget: bool) -> None:
         """Ends the thread at its next step and waits for it, unless it may be waiting for this one; with

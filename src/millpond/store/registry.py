@@ -20,6 +20,7 @@ spill directory (spill/).
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -175,11 +176,15 @@ def root_of(key: str | bytes | None = None) -> str:
                 os.mkdir(path, 0o700)
         _refuse_unless_private(path, os.lstat(path), stat.S_IFDIR)
     except OSError as error:
-        raise AttachError(
-            f"the registry {path} cannot be used: {error.strerror}. "
-            "Set MILLPOND_DIR to a directory of your own, the same for all processes"
-        ) from error
+        raise _unusable(path, error) from error
     return path
+
+
+def _unusable(path: str, error: OSError) -> AttachError:
+    cause = "Set MILLPOND_DIR to a directory of your own, the same for all processes"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        cause = "Raise the limit on open files (ulimit -n), or close stores: each takes a dozen"
+    return AttachError(f"the registry {path} cannot be used: {error.strerror}. {cause}")
 
 
 def _refuse_unless_private(path: str, status: os.stat_result, kind: int) -> None:
@@ -219,9 +224,15 @@ def _key(path: str) -> tuple[int, int]:
 def locked(root: str, timeout: float = DIRLOCK_TIMEOUT_S) -> Iterator[None]:
     """Excludes every other process and thread from creating, finding and sweeping in `root`.
 
-    Waits `timeout` seconds, then raises StoreBusyError naming the process that is in there.
+    Waits `timeout` seconds, then raises StoreBusyError naming the process that is in there. Raises
+    AttachError where no file can be made or locked.
     """
-    fd = _lock_file(f"{root}/dirlock", time.monotonic() + timeout)
+    try:
+        fd = _lock_file(f"{root}/dirlock", time.monotonic() + timeout)
+    except MillpondError:
+        raise
+    except OSError as error:
+        raise _unusable(root, error) from error
     try:
         yield
     finally:
@@ -290,8 +301,7 @@ def create(root: str, uuid: bytes, name: str | None = None, spill: tuple[str, ..
             descriptors.close(_open_private(f"{path}/{file}", os.O_RDWR | os.O_CREAT | os.O_EXCL))
         return StoreFiles(path)
     except OSError as error:
-        reason = f"{error.strerror} ({error.filename})"
-        raise AttachError(f"no store can be created in {root}: {reason}") from error
+        raise _unusable(path, error) from error
 
 
 def _check_name(name: str) -> None:

@@ -14,14 +14,13 @@ import os
 import threading
 import time
 import weakref
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
 from millpond import log
 from millpond.errors import StoreClosedError
 from millpond.flag import Flag
-from millpond.store.threads import await_end, may_await
+from millpond.store.threads import await_end, may_await, start
 
 if TYPE_CHECKING:
     from millpond.store.room import Room
@@ -62,10 +61,8 @@ class Spiller:
                 stopping = Flag()
                 run = partial(self._run, stopping)
                 thread = threading.Thread(target=run, name="millpond-spiller", daemon=True)
-                # no more threads, or the interpreter ends: puts do the work
-                with suppress(RuntimeError):
-                    self._stopping = stopping
-                    thread.start()
+                self._stopping = stopping
+                if start(thread):  # else puts do the work
                     self._thread = thread
 
     def await_step(self, seen: int) -> bool:

@@ -1,4 +1,4 @@
-"""Waiting for the end of a thread that works in the background, where that cannot be a wait for oneself.
+"""Starting a thread that works in the background, and waiting for its end where that is no wait for oneself.
 
 Not here: the threads (janitor.py, spiller.py, prefetch.py).
 """
@@ -13,7 +13,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from millpond.store.room import Room
 
-__all__ = ["await_end", "may_await"]
+__all__ = ["await_end", "may_await", "start"]
+
+
+def start(thread: threading.Thread) -> bool:
+    """Starts `thread`, unless there are too many or the interpreter ends. What a signal's handler raises
+    meanwhile comes out as it is.
+
+    `Thread.start` takes every exception for a thread that has not begun, and loses it to a KeyError of its
+    own (CPython 3.11) when this one has.
+    """
+    try:
+        thread.start()
+    except RuntimeError:
+        return False
+    except KeyError as error:
+        raise error.__context__ or error from None
+    return True
 
 
 def may_await(thread: threading.Thread | None, room: Room | None) -> bool:
