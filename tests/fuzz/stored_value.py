@@ -6,16 +6,20 @@ would be given, so that the pickles themselves, which are trusted like the progr
 
 from __future__ import annotations
 
+import os
 import struct
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fuzz.guard import Fence, address_of
-from millpond import Store, hot
+from millpond import ObjectRef, Store, hot
 from millpond.errors import StoreCorruptedError
 from millpond.store import anatomy, serialize
 
+_BUFFER_HEAD = 64
+_RESIDENT_MAX = 1024
 _VALUES: dict[str, Any] = {
     "none": None,
     "text": "text of a few words",
@@ -41,9 +45,17 @@ class StoredValue:
         self._store = store
         self._fence = Fence(self.most)
         self._start = self._end = 0
+        self._objects: dict[int, tuple[ObjectRef, memoryview, int]] = {}
+        self._arena = next(
+            int(fd)
+            for fd in os.listdir("/proc/self/fd")
+            if os.path.lexists(f"/proc/self/fd/{fd}")
+            and f"millpond-arena-{store.uuid.hex()}" in os.readlink(f"/proc/self/fd/{fd}")
+        )
         hot.set_serializer(serialize.wants_care, serialize.careful, self._loads, self._loads)
 
     def close(self) -> None:
+        self._objects.clear()
         hot.set_serializer(serialize.wants_care, serialize.careful, serialize.loads, serialize.copy_private)
 
     def seeds(self) -> dict[str, bytes]:
@@ -69,7 +81,31 @@ class StoredValue:
         copied = self._look(self._store._build_private(held, True), copied=True)
         shared = self._look(self._store._build_private(held, False), copied=False)
         assert copied == shared, f"a copy is {copied}, a view {shared}"
+        if len(data) in range(_BUFFER_HEAD, _RESIDENT_MAX):
+            ref, stored, offset = self._resident(len(data))
+            os.pwrite(self._arena, data, offset)
+            self._start = address_of(stored)
+            self._end = self._start + len(data)
+            assert self._look(ref.get(), copied=False) == shared
         return f"{shared}, {explained}"
+
+    def _resident(self, size: int) -> tuple[ObjectRef, memoryview, int]:
+        """An object of so many bytes, its memory, and where in the arena that is: what `get` reads."""
+        found = self._objects.get(size)
+        if found is None:
+            ref = self._store.create_buffer(size - _BUFFER_HEAD).seal()
+            _, stored = self._store._read(ref, hot.STORED_BYTES)
+            found = self._objects[size] = ref, stored, self._offset_of(address_of(stored))
+        return found
+
+    def _offset_of(self, address: int) -> int:
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            span, _, offset, *_, name = line.split(maxsplit=5)
+            start, end = (int(number, 16) for number in span.split("-"))
+            if start <= address < end:
+                assert f"millpond-arena-{self._store.uuid.hex()}" in name
+                return int(offset, 16) + address - start
+        raise AssertionError("the arena is not mapped")
 
     def _explained(self, held: memoryview) -> str:
         """As `explain` reads it: what may be no pickle is a ValueError there."""
@@ -90,7 +126,7 @@ class StoredValue:
             if not copied and value.nbytes:
                 self._inside(value.ctypes.data, value.nbytes)
                 assert not value.flags.writeable
-            return f"array of {value.ndim}"
+            return f"array of {min(value.ndim, 3)}"
         if isinstance(value, bytearray | memoryview):
             if not copied:
                 self._inside(address_of(memoryview(value)), memoryview(value).nbytes)

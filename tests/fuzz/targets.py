@@ -10,6 +10,7 @@ from unittest import mock
 
 from fuzz.engine import Target
 from fuzz.hand_off import HandOff
+from fuzz.pickle_anatomy import PickleAnatomy
 from fuzz.plasma_value import PlasmaValue
 from fuzz.registry_files import RegistryFiles
 from fuzz.spill_batch import SpillBatch
@@ -22,7 +23,7 @@ _WITH_STORE: dict[str, Callable[[Store], Target]] = {
     each.name: each for each in (StoredValue, HandOff, SpillBatch, RegistryFiles)
 }
 _ALONE: dict[str, Callable[[], Target]] = {
-    each.name: each for each in (SpillRecord, PlasmaValue, TimelineFile)
+    each.name: each for each in (SpillRecord, PickleAnatomy, PlasmaValue, TimelineFile)
 }
 TARGETS = (*_ALONE, *_WITH_STORE)
 

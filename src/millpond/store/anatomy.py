@@ -323,9 +323,11 @@ class _Machine:
         return (node.same or node).name.rpartition(".")[2] or "object"
 
     def literal(self, node: Node) -> Any:
-        """The atom itself."""
-        atom = node.same or node
-        return pickle.loads(self.data[atom.at : atom.end] + pickle.STOP)
+        """The atom itself. One opcode is run, and only if it can do nothing but push such a value."""
+        at = (node.same or node).at
+        if KINDS.get(self.data[at], "global") == "global":
+            raise ValueError(f"no text or number is at byte {at} of this pickle, where a name is made of it")
+        return pickle.loads(self.data[at : end_of(self.data, at)] + pickle.STOP)
 
     def shown(self, key: Node) -> str:
         """A key as it stands in a path."""
