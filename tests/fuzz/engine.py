@@ -7,6 +7,7 @@ was not reached before; its input joins those that are changed further.
 
 from __future__ import annotations
 
+import errno
 import random
 import re
 import time
@@ -56,7 +57,8 @@ def outcome(target: Target, data: bytes) -> str:
     try:
         return target.run(data)
     except MillpondError as error:
-        if isinstance(error, MemoryError):  # StoreFullError: an input asked for too much
+        refused = isinstance(error, MemoryError) or getattr(error, "errno", 0) == errno.ENOMEM
+        if refused:  # an input asked for too much
             raise Fault(data, error) from error
         return f"{type(error).__name__}: {shape(str(error))}"
     except Exception as error:

@@ -17,6 +17,7 @@ from fuzz.guard import Fence, address_of
 from millpond import ObjectRef, Store, hot
 from millpond.errors import StoreCorruptedError
 from millpond.store import anatomy, serialize
+from ponds import descriptor_of
 
 _BUFFER_HEAD = 64
 _RESIDENT_MAX = 1024
@@ -46,12 +47,7 @@ class StoredValue:
         self._fence = Fence(self.most)
         self._start = self._end = 0
         self._objects: dict[int, tuple[ObjectRef, memoryview, int]] = {}
-        self._arena = next(
-            int(fd)
-            for fd in os.listdir("/proc/self/fd")
-            if os.path.lexists(f"/proc/self/fd/{fd}")
-            and f"millpond-arena-{store.uuid.hex()}" in os.readlink(f"/proc/self/fd/{fd}")
-        )
+        self._arena = descriptor_of(store, "arena")
         hot.set_serializer(serialize.wants_care, serialize.careful, self._loads, self._loads)
 
     def close(self) -> None:
