@@ -168,7 +168,7 @@ build/peers/%/installed:
 
 bench-peers: venv $(PEERS:%=build/peers/%/installed) ## the same work by Ray, Plasma, vineyard, Redis, joblib, Dask and the standard library
 	$(BIN)/python benchmarks/peers/run.py millpond=$(BIN)/python shared_memory=$(BIN)/python \
-		$(foreach peer,$(PEERS),$(peer)=build/peers/$(peer)/bin/python) --plot docs/pictures/get-latency.svg
+		$(foreach peer,$(PEERS),$(peer)=build/peers/$(peer)/bin/python) --rounds 5 --plot docs/pictures/get-latency.svg
 	$(BIN)/python benchmarks/peers/through.py millpond=$(BIN)/python lmdb=$(BIN)/python \
 		$(foreach peer,ray dask,$(peer)=build/peers/$(peer)/bin/python) --plot docs/pictures/through-memory.svg
 	$(BIN)/python benchmarks/table.py --write docs/performance.md

@@ -122,7 +122,7 @@ def loop(work: Callable[[], object], counts: Any, number: int, go: Any) -> None:
     go.wait()
     end = time.perf_counter() + LOOP_S
     done = 0
-    while time.perf_counter() < end:
+    while done == 0 or time.perf_counter() < end:
         for _ in range(100):
             work()
         done += 100

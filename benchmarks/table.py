@@ -177,9 +177,8 @@ def among(value: str, bar: float) -> Callable[[Results], Bar]:
         def grows(what: str) -> float:
             return float(found[f"{what}, {many}"]["median"] / found[f"{what}, {few}"]["median"])
 
-        beside = (
-            f"without a store, out of a dict {grows('dict'):.2f} times, out of a list {grows('list'):.2f}"
-        )
+        floors = ", ".join(f"{where} {grows(where):.2f}" for where in ("from a dict", "from a list"))
+        beside = f"the same without a store, times: {floors}"
         return Bar(grows("get"), bar, False, us(found[f"get, {many}"]), beside)
 
     return row
