@@ -8,7 +8,8 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +65,19 @@ def let_others_in(directory: Path) -> None:
             path.chmod(0o711)
 
 
-def test_root_joins_nobody_elses_store(pond: Pond, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def outside() -> Iterator[Path]:
+    """A directory that other users can reach: not below that of pytest, which any other run closes."""
+    with tempfile.TemporaryDirectory(prefix="millpond-tests-") as name:
+        let_others_in(Path(name))
+        yield Path(name)
+
+
+def test_root_joins_nobody_elses_store(pond: Pond, outside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its values are pickles: to read them is to run what their writer wants."""
-    directory = tmp_path / "theirs"
+    directory = outside / "theirs"
     directory.mkdir()
     os.chown(directory, NOBODY, NOBODY)
-    let_others_in(tmp_path)
     stranger = pond.worker(program=True)
     trap = directory / "sprung"
     address, ref = stranger.run(
@@ -130,12 +138,11 @@ def test_a_second_name_of_a_lock_file_changes_nothing(pond: Pond, part: str, tmp
 
 
 @pytest.fixture
-def public(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def public(outside: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory like /tmp, in which stores of this process spill by default."""
-    path = tmp_path / "public"
+    path = outside / "public"
     path.mkdir()
     path.chmod(0o1777)
-    let_others_in(tmp_path)
     monkeypatch.delenv("MILLPOND_SPILL_DIR", raising=False)
     monkeypatch.setattr(spill_directory, "_VAR_TMP", path)
     return path
@@ -236,12 +243,11 @@ def visit(own: Any, uid: int, registry: str, spill: str) -> str:
     return "made"
 
 
-def test_after_sudo(pond: Pond, tmp_path: Path) -> None:
+def test_after_sudo(pond: Pond, outside: Path) -> None:
     """Root made the directories first. The user is told whose they are, and gets on with others."""
-    let_others_in(tmp_path)
-    root, base = tmp_path / "r", tmp_path / "base"
+    root, base = outside / "r", outside / "base"
     pond.worker(program=True).run(visit, 0, str(root), str(base))
-    (own := tmp_path / "own").mkdir()
+    (own := outside / "own").mkdir()
     os.chown(own, NOBODY, NOBODY)
 
     def say(registry: Path, spill: Path) -> str:
