@@ -19,7 +19,7 @@
 #define ENTRIES 64u
 #define CALLS 24u
 #define ROUND_SECONDS 5u
-#define KEPT_ROUNDS 50u /* of calls at random, for each kept damage */
+#define KEPT_ROUNDS 20u /* of calls at random, for each kept damage */
 
 static fixture store;
 static mp_member a, b;
