@@ -109,6 +109,40 @@ def test_where_nothing_is_as_usual(tmp_path: Path) -> None:
     assert said == WORKS
 
 
+EVERY_LIMIT = """
+import os, pickle, resource, sys
+import numpy as np
+import millpond
+with millpond.Store("4MiB") as store:  # what is opened once
+    store.put(1).get()
+first = len(os.listdir("/proc/self/fd"))
+outcomes = []
+for limit in range(first - 1, first + 30):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, 4096))
+    try:
+        with millpond.Store("4MiB") as store:
+            refs = [store.put(np.full(125_000, i)) for i in range(8)]
+            assert [int(ref.get()[7]) for ref in refs] == list(range(8))
+        outcomes.append("done")
+    except millpond.MillpondError as error:
+        outcomes.append(type(error).__name__)
+print(*dict.fromkeys(outcomes))
+"""
+
+
+def test_every_limit_on_open_files(tmp_path: Path) -> None:
+    """Wherever the descriptors end, in the middle of creating a store too, the error is typed."""
+    said = subprocess.run(
+        [sys.executable, "-c", EVERY_LIMIT],
+        env={**os.environ, "MILLPOND_DIR": str(tmp_path / "registry")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.startswith("AttachError") and said.stdout.endswith("done\n"), said.stdout
+
+
 @pytest.mark.parametrize(
     ("limit", "expected"),
     [

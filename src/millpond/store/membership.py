@@ -39,7 +39,8 @@ def create(store: Store, name: str | None, options: Options) -> registry.StoreFi
     uuid = os.urandom(16)
     root = registry.root_of()
     table_bytes, arena_bytes = _sizes(options.memory_limit)
-    registry.sweep(root, bases={*spill_directory.usual_bases(), *map(Path, options.spill_dirs)})
+    with registry.usable(root):
+        registry.sweep(root, bases={*spill_directory.usual_bases(), *map(Path, options.spill_dirs)})
     files = registry.create(root, uuid, name, options.spill_dirs)
     try:
         table_fd, arena_fd = peers.create_memfds(uuid, table_bytes, arena_bytes)

@@ -180,6 +180,17 @@ def root_of(key: str | bytes | None = None) -> str:
     return path
 
 
+@contextmanager
+def usable(path: str) -> Iterator[None]:
+    """A context in which the registry at `path` is used: what the system refuses is an AttachError."""
+    try:
+        yield
+    except MillpondError:
+        raise
+    except OSError as error:
+        raise _unusable(path, error) from error
+
+
 def _unusable(path: str, error: OSError) -> AttachError:
     cause = "Set MILLPOND_DIR to a directory of your own, the same for all processes"
     if error.errno in (errno.EMFILE, errno.ENFILE):
@@ -227,12 +238,8 @@ def locked(root: str, timeout: float = DIRLOCK_TIMEOUT_S) -> Iterator[None]:
     Waits `timeout` seconds, then raises StoreBusyError naming the process that is in there. Raises
     AttachError where no file can be made or locked.
     """
-    try:
+    with usable(root):
         fd = _lock_file(f"{root}/dirlock", time.monotonic() + timeout)
-    except MillpondError:
-        raise
-    except OSError as error:
-        raise _unusable(root, error) from error
     try:
         yield
     finally:
