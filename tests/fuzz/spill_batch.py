@@ -12,9 +12,10 @@ from xxhash import xxh3_64_intdigest
 
 from fuzz.guard import Fence
 from millpond import Store
-from millpond.hot import NO_LIMIT, RestoreBatch
+from millpond.hot import NO_LIMIT, Code, RestoreBatch
 from millpond.spill.record import HEADER_BYTES
 
+_ROOM = 64 << 10
 _VALUES = [b"", b"x" * 40, "short", list(range(20)), bytes(range(256)), {"a": "b" * 1000}]
 
 
@@ -61,7 +62,10 @@ class SpillBatch:
         batch = RestoreBatch(store, refs, range(len(refs)), NO_LIMIT)
         assert batch.count == self._count
         window = self._fence.hold(data)
-        first, _ = batch.copy_packed(0, batch.count, window, 0)
+        first, code = batch.copy_packed(0, batch.count, window, 0)
+        while code in (Code.NO_ROOM, Code.NO_COMMIT):  # idle memory has just gone back to the system
+            assert store._make_room(_ROOM)
+            first, code = batch.copy_packed(first, batch.count, window, 0)
         assert first == batch.count
         resident = [item for item in range(batch.count) if store._state(batch.ref(item)) == 0]
         back = [batch.ref(item) for item in resident]
