@@ -23,8 +23,8 @@ class Fault(NamedTuple):
     """Call number `nth` fails with `error`: once, or from then on."""
 
     error: int
-    nth: int
     for_ever: bool
+    nth: int
 
     def __str__(self) -> str:
         name = errno.errorcode[self.error] if self.error else "short"
@@ -52,7 +52,7 @@ class Faults:
         self._calls = ctypes.c_uint64()
 
     def arm(self, fault: Fault) -> None:
-        self._arm(*fault)
+        self._arm(fault.error, fault.nth, fault.for_ever)
 
     def spare(self) -> None:
         """No call of this process fails any more."""

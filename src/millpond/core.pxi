@@ -30,12 +30,13 @@ cdef class Core(Member):
         cdef Head head
         cdef uint64_t start = array_head(value, &head, is_fortran(value))
         size = start + cnp.PyArray_NBYTES(value)
+        cdef ObjectRef ref = unused_ref(self)
         with nogil:
             code = mp_draft(&self.m, size, &entry, &birth, &offset)
         if code != MP_OK:
             return self._put_slow(encode_array(value), code, timeout)
-        cdef ObjectRef ref = born_ref(self, entry, birth)
         try:
+            born(ref, entry, birth)
             write_array(self.m.arena_write + offset, value, &head, start)
         except BaseException:
             mp_abort(&self.m, entry, birth)
@@ -61,14 +62,15 @@ cdef class Core(Member):
         cdef uint32_t entry
         cdef uint64_t birth, offset
         cdef mp_code code
+        cdef ObjectRef ref = unused_ref(self)
         with nogil:
             code = mp_draft(&self.m, encoded.size, &entry, &birth, &offset)
         if code == MP_NO_ROOM or code == MP_NO_COMMIT:
             return None
         if code != MP_OK:
             raise self.failure(code, "a new object")
-        cdef ObjectRef ref = born_ref(self, entry, birth)
         try:
+            born(ref, entry, birth)
             encoded.write(self.m.arena_write + offset)
             self._contain(ref, encoded)
         except BaseException:
@@ -99,11 +101,17 @@ cdef class Core(Member):
         cdef uint32_t entry
         cdef uint64_t birth
         cdef mp_code code
+        cdef ObjectRef ref = unused_ref(self)
         with nogil:
             code = mp_draft_bare(&self.m, size, &entry, &birth)
         if code != MP_OK:
             raise self.failure(code, "a new object")
-        return born_ref(self, entry, birth)
+        try:
+            born(ref, entry, birth)
+        except BaseException:
+            mp_abort(&self.m, entry, birth)
+            raise
+        return ref
 
     def _settle(self, ObjectRef ref, place):
         """The record of a bare draft is whole on disk: place is a spill.record.Place: (offset, length, checksum, segment, codec)."""
@@ -138,6 +146,8 @@ cdef class Core(Member):
         start = align_up(HEAD + 8 * <uint64_t>head.ndim)
         if head.kind == KIND_BUFFER:
             start = ALIGN
+        cdef Draft draft = Draft.__new__(Draft)
+        cdef ObjectRef ref = unused_ref(self)
         with nogil:
             code = mp_draft(&self.m, start + nbytes, &entry, &birth, &offset)
         if code == MP_NO_ROOM or code == MP_NO_COMMIT:
@@ -150,10 +160,10 @@ cdef class Core(Member):
         memcpy(target + HEAD, dims, 8 * <size_t>head.ndim)
         mp_pin(&self.m, entry, MP_ONE_OP)
         count_add(&self.uses, 1)
-        cdef Draft draft = Draft.__new__(Draft)
-        draft.core, draft.ref, draft.owner = self, born_ref(self, entry, birth), self.m.slot_word
+        draft.core, draft.ref, draft.owner = self, ref, self.m.slot_word
         draft.data, draft.nbytes, draft.shape, draft.dtype = target + start, nbytes, shape, dtype
         draft.pinned = True
+        born(ref, entry, birth)
         return draft
 
     # --- get ---
@@ -466,9 +476,10 @@ cdef class Core(Member):
         """(code, ref or None): takes a delivery of the hand-off, or a plain ref while the object lives."""
         cdef mp_code code
         self.ensure_open()
+        cdef ObjectRef ref = unused_ref(self)
         with nogil:
             code = mp_token_load(&self.m, token, nonce, entry, birth)
-        return code, make_ref(self, entry, birth) if code == MP_OK else None
+        return code, taken(ref, entry, birth) if code == MP_OK else None
 
     def _token_withdraw(self, uint64_t family):
         """Ends the hand-offs of a family that were not loaded."""
@@ -504,13 +515,14 @@ cdef class Core(Member):
         cdef uint64_t birth = 0
         cdef mp_code code
         self.ensure_open()
+        cdef ObjectRef ref = unused_ref(self)
         with nogil:
             code = mp_name_hold(&self.m, p, n, &entry, &birth)
         if code == MP_NOT_FOUND:
             return None
         if code != MP_OK:
             raise self.failure(code, f"the name {name!r}")
-        return make_ref(self, entry, birth)
+        return taken(ref, entry, birth)
 
     def _name_remove(self, str name):
         cdef bytes text = name.encode()

@@ -172,32 +172,39 @@ cdef void note_site(ObjectRef ref):
     site.birth = ref.birth
 
 
-cdef ObjectRef born_ref(Core core, uint32_t entry, uint64_t birth):
-    """The first ref of a new object."""
-    cdef ObjectRef ref = make_ref(core, entry, birth)
-    if _note_sites:
-        note_site(ref)
+cdef inline ObjectRef unused_ref(Core core):
+    """A ref to nothing yet. Made before the local count that it will take over: without memory for it, nobody
+    could give that back."""
+    cdef ObjectRef ref = ObjectRef.__new__(ObjectRef)
+    ref.core = core
     return ref
 
 
-cdef ObjectRef make_ref(Core core, uint32_t entry, uint64_t birth):
-    """Takes over one local count."""
-    cdef ObjectRef ref = ObjectRef.__new__(ObjectRef)
-    ref.core = core
+cdef inline ObjectRef taken(ObjectRef ref, uint32_t entry, uint64_t birth):
+    """The unused ref takes over one local count."""
     ref.entry = entry
     ref.birth = birth
     return ref
 
 
+cdef int born(ObjectRef ref, uint32_t entry, uint64_t birth) except -1:
+    """The unused ref is the first one of a new object, whose maker gives up a draft for which this raises."""
+    taken(ref, entry, birth)
+    if _note_sites:
+        note_site(ref)
+    return 0
+
+
 cdef ObjectRef hold_ref(Core core, uint32_t entry, uint64_t birth):
     cdef mp_code code
+    cdef ObjectRef ref = unused_ref(core)
     core.enter()
     with nogil:
         code = mp_hold(&core.m, entry, birth)
     core.release_use()
     if code != MP_OK:
         raise core.failure(code, f"object {entry:x}-{birth:x}")
-    return make_ref(core, entry, birth)
+    return taken(ref, entry, birth)
 
 
 @cython.final
