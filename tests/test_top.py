@@ -21,6 +21,7 @@ from rich.console import Console
 import millpond
 from millpond.observe.top import Rates, _program, frame, look
 from ponds import Pond
+from workers import wait_until
 
 COMMAND = [sys.executable, "-m", "millpond.cli.main", "top"]
 
@@ -98,7 +99,8 @@ def test_children_of_multiprocessing_are_told_by_their_parent() -> None:
     child.start()
     try:
         assert child.pid is not None
-        assert _program(child.pid).endswith(f", child of {os.getpid()}")
+        pid = child.pid
+        wait_until(lambda: _program(pid).endswith(f", child of {os.getpid()}"))  # an exec later
     finally:
         child.kill()
         child.join()
