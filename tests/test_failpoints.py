@@ -341,7 +341,7 @@ class Survivor:
 
     def __init__(self, pond: Pond, nursery: Worker, operation: Operation) -> None:
         self._pond = pond
-        self.store = pond.store("2MiB", handoff_timeout=0.2, overflow_limit="8MiB")
+        self.store = pond.store("2MiB", handoff_timeout=1.0, overflow_limit="8MiB")
         self.mine = self.store.put(np.arange(1000))
         self._view = self.mine.get()  # so that it stays in memory
         self._used = residue(self.store)["used memory"]
