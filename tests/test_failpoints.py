@@ -344,7 +344,7 @@ class Survivor:
         self.store = pond.store("2MiB", handoff_timeout=1.0, overflow_limit="8MiB")
         self.mine = self.store.put(np.arange(1000))
         self._view = self.mine.get()  # so that it stays in memory
-        self._used = residue(self.store)["used memory"]
+        self._before = self._left()
         self._nursery, self._operation = nursery, operation
 
     def run(self, page: Page, arm: Callable[[], None]) -> bool:
@@ -385,18 +385,16 @@ class Survivor:
             assert held[2].get()[0].get().sum() == 5000
         assert self.store.put([held]).get() == [held]
 
-    def expect_nothing_left(self) -> None:
-        def left() -> dict[str, Any]:
-            found = residue(self.store)
-            found["objects"] = [info for info in found["objects"] if info.id != self.mine.id]
-            found["deleted but not gone"] -= 1
-            found["used memory"] -= self._used
-            found["files"] = self._pond.spilled_files()
-            return {key: value for key, value in found.items() if value}
+    def _left(self) -> dict[str, Any]:
+        found = residue(self.store)
+        found["objects"] = [info.id for info in found["objects"]]
+        found["files"] = self._pond.spilled_files()
+        return found
 
+    def expect_nothing_left(self) -> None:
         with suppress(AssertionError):
-            wait_until(lambda: not left(), 5)
-        assert left() == {}
+            wait_until(lambda: self._left() == self._before, 5)
+        assert self._left() == self._before
         assert self.store.check() == []
 
     def close(self) -> None:

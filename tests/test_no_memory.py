@@ -33,6 +33,11 @@ def put_small(own: Any) -> None:
         own.store.put(value)
 
 
+def get_small(own: Any) -> None:
+    for ref in own.read:
+        own.store.get(ref)
+
+
 def build(own: Any) -> None:
     with own.store.create_buffer(3000) as draft:
         draft.seal()
@@ -59,6 +64,7 @@ def prepare(own: Any, address: str) -> None:
     own.store._janitor.stop()
     own.array = np.full(30_000, 7)
     own.kept = own.store.put(1)
+    own.read = [own.store.put(value) for value in (1, [1, 2], b"x" * 3000)]
     own.store.put(2, name="named")
     own.exported = own.kept.export(deliveries=2 * MOST)
 
@@ -98,7 +104,7 @@ def left(own: Any) -> tuple[int, int, int]:
 
 
 def forget(own: Any) -> None:
-    own.kept = None
+    own.kept = own.read = None
     own.store.delete("named")
     while True:
         try:
@@ -108,7 +114,7 @@ def forget(own: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "act", [put_array, put_small, build, contain, copy_ref, name, load], ids=lambda act: act.__name__
+    "act", [put_array, put_small, get_small, build, contain, copy_ref, name, load], ids=lambda act: act.__name__
 )
 def test_every_allocation_fails(store: millpond.Store, pond: Pond, act: Any, tally: Counter[str]) -> None:
     victim: Worker = pond.worker(program=True)

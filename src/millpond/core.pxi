@@ -190,6 +190,7 @@ cdef class Core(Member):
         cdef uint64_t offset = 0, size = 0
         cdef const uint8_t *p
         cdef Head head
+        cdef PyObject *raw
         code[0] = mp_view(&self.m, ref.entry, ref.birth, &offset, &size)
         if code[0] != MP_OK:
             return None
@@ -199,8 +200,9 @@ cdef class Core(Member):
         p = self.m.arena_read + offset
         memcpy(&head, p, HEAD)
         if head.kind == KIND_PICKLE and head.buffers == 0 and head.order == 0 and size <= INBAND_COPY_MAX and head.inband <= size - HEAD and copy != AS_BYTES:
-            inband = PyBytes_FromStringAndSize(<char *>p + HEAD, head.inband)
+            raw = bytes_or_null(<const char *>p + HEAD, head.inband)
             mp_unpin(&self.m, ref.entry, MP_ONE_VIEW)
+            inband = checked(raw)
             return _copy_private(inband, []) if copy else _loads(inband, ())
         return build(take_view(self, ref.entry, offset, size), p, size, copy)
 

@@ -52,6 +52,14 @@ cdef extern from "stdatomic.h" nogil:
 
 cdef extern from *:
     """
+    /* An object, or NULL and MemoryError: looked at after what must be done in both cases. */
+    #define mp_checked(object) (object)
+    """
+    PyObject *bytes_or_null "PyBytes_FromStringAndSize"(const char *, Py_ssize_t)
+    object checked "mp_checked"(PyObject *)
+
+cdef extern from *:
+    """
     /* For counts that only holders of the GIL change; without a GIL they are atomic. */
     #ifdef Py_GIL_DISABLED
     #define mp_count_add(count, n) __atomic_add_fetch(count, n, __ATOMIC_ACQ_REL)
