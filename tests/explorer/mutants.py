@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from explorer import holds, scenarios
+from explorer import holds, scenarios, segments
 from explorer.machine import Machine, StoreBuffers, Views
 from explorer.scenarios import Build
 
@@ -67,4 +67,16 @@ MUTANTS: Final = (
     Mutant("what is committed is not borrowed", holds.growth_beside_a_put, BOTH),
     Mutant("what was borrowed is not returned", holds.growth_of_all_that_is_left, BOTH),
     Mutant("the dead stay in the queue", holds.first_that_is_killed, BOTH),
+    Mutant("a sweep forgets whatever is DEAD", segments.two_sweeps_of_a_record, BOTH),
+    Mutant("a place is recorded before the live bytes, in two holds", segments.two_sweeps_of_a_record, BOTH),
+    Mutant("a segment is closed before its place is recorded", segments.two_sweeps_of_a_record, BOTH),
+    Mutant("a segment that was dead a moment ago is swept", segments.sweep_that_is_killed, BOTH),
+    Mutant("a sweep forgets before it unlinks", segments.sweep_that_is_killed, BOTH),
+    Mutant("an id is used again", segments.sweep_that_is_killed, BOTH),
+    Mutant("live bytes of the dead are not counted anew", segments.delete_that_is_killed, BOTH),
+    Mutant("what a dead owner had killed is not buried", segments.delete_that_is_killed, BOTH),
+    Mutant("reaping leaves segments", segments.writer_that_is_killed, BOTH),
+    Mutant("a close leaves an empty segment CLOSED", segments.read_beside_a_sweep, BOTH),
+    Mutant("the last place leaves its segment CLOSED", segments.read_beside_a_sweep, BOTH),
+    Mutant("a place goes in spite of pins", segments.read_beside_a_sweep, BOTH),
 )

@@ -45,6 +45,13 @@ from explorer.protocols import (
     restore,
     seal,
 )
+from explorer.segments import (
+    delete_that_is_killed,
+    read_beside_a_sweep,
+    sweep_that_is_killed,
+    two_sweeps_of_a_record,
+    writer_that_is_killed,
+)
 
 Build = Callable[[Changes], Scenario]
 
@@ -214,4 +221,9 @@ SCENARIOS: Final[tuple[Build, ...]] = (
     growth_beside_a_put,
     growth_of_all_that_is_left,
     first_that_is_killed,
+    two_sweeps_of_a_record,
+    sweep_that_is_killed,
+    delete_that_is_killed,
+    writer_that_is_killed,
+    read_beside_a_sweep,
 )
