@@ -114,7 +114,9 @@ def forget(own: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "act", [put_array, put_small, get_small, build, contain, copy_ref, name, load], ids=lambda act: act.__name__
+    "act",
+    [put_array, put_small, get_small, build, contain, copy_ref, name, load],
+    ids=lambda act: act.__name__,
 )
 def test_every_allocation_fails(store: millpond.Store, pond: Pond, act: Any, tally: Counter[str]) -> None:
     victim: Worker = pond.worker(program=True)
