@@ -433,12 +433,13 @@ cdef class Member:
         return self.m.entries[ref.entry].name
 
     def _members(self):
-        """[(slot, pid, command)] of the members, orphans of fork included."""
+        """[(slot, pid, command)] of the members, orphans of fork included; pid 0: it is not known."""
+        cdef uint32_t pid
         found = []
         for i in range(MP_SLOTS):
             if (self.m.slots[i].word & 255) != MP_SLOT_FREE:
-                found.append((i, self.m.slots[i].pid,
-                              shared_text(self.m.slots[i].command, sizeof(self.m.slots[i].command))))
+                pid = self.m.slots[i].pid if self.m.slots[i].pid != MP_PID_UNSEEN else 0
+                found.append((i, pid, shared_text(self.m.slots[i].command, sizeof(self.m.slots[i].command))))
         return found
 
     def _kept_bytes(self, bint pinned):

@@ -395,6 +395,30 @@ MUTANTS: Final = (
         "case MP_NOT_GROWN: return mp_grown(m, what->run, what->number, true);",
     ),
     Mutant(
+        "a child that nobody can see yet is taken for dead",
+        "members.c",
+        "if (pid == MP_PID_UNSEEN) return false;",
+        "",
+    ),
+    Mutant(
+        "a child that has come meanwhile is taken for dead",
+        "members.c",
+        "if (atomic_load(&slot->word) != *word) return false;",
+        "",
+    ),
+    Mutant(
+        "a slot is taken over that a fork has reserved meanwhile",
+        "members.c",
+        "now >> 8 != *word >> 8) code = MP_NO_SLOT;",
+        "false) code = MP_NO_SLOT;",
+    ),
+    Mutant(
+        "the next orphan with a lock ends the one without",
+        "fork.c",
+        "F_RDLCK)) atomic_store(&m->slots[MP_SLOT_ORPHAN].pid, MP_PID_UNSEEN);",
+        "F_RDLCK)) atomic_store(&m->slots[MP_SLOT_ORPHAN].pid, MP_PID_UNSEEN);\n    else atomic_store(&m->slots[MP_SLOT_ORPHAN].pid, 0);",
+    ),
+    Mutant(
         "what half a growth took is forgotten",
         "commit.c",
         "ok ? MP_COMMITTED : MP_PUNCHING);",

@@ -447,10 +447,8 @@ static bool one_fault(const operation *o, int error, uint64_t nth, bool for_ever
 static void every_call_fails(const operation *o) {
     static const int errors[] = {ENOSPC, EIO, EINTR, ENOMEM, EMFILE, FAULT_SHORT};
     uint64_t faults = 0, longest = 0;
-    /* not done: a system that refuses every lock for ever leaves the child without one, and its views unprotected */
-    uint32_t ways = o->act == fork_and_adopt ? 1 : 2;
     for (uint32_t i = 0; i < sizeof errors / sizeof *errors; i++)
-        for (uint32_t for_ever = 0; for_ever < ways; for_ever++) {
+        for (uint32_t for_ever = 0; for_ever < 2; for_ever++) {
             uint64_t nth = 1;
             while (one_fault(o, errors[i], nth, for_ever)) nth++;
             faults += nth - 1;

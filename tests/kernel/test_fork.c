@@ -1,6 +1,11 @@
 /* Fork: what the child has of its parent's refs and pins, and what becomes of it without a slot. */
 #define _GNU_SOURCE
+#include <errno.h>
+#include <signal.h>
 #include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "atfork.h"
@@ -89,7 +94,167 @@ static void is_an_orphan(void) {
 
 static void parent_of_an_orphan(void) { fork_with_view(is_an_orphan); }
 
+/* A system without locks: none for the birth of a child, none for a slot. */
+static int no_lock(mp_member *m, uint32_t slot) {
+    (void)m, (void)slot;
+    return ENOLCK;
+}
+
+static mp_system lockless;
+static struct rlimit descriptors;
+
+/* No descriptor: no birth lock for a child of m. */
+static void refuse_birth_locks(mp_member *m) {
+    if (m->spare_fd >= 0) close(m->spare_fd);
+    m->spare_fd = -1;
+    CHECK_EQ(getrlimit(RLIMIT_NOFILE, &descriptors), 0);
+    CHECK_EQ(setrlimit(RLIMIT_NOFILE, &(struct rlimit){0, descriptors.rlim_max}), 0);
+}
+
+static void allow_birth_locks(void) { CHECK_EQ(setrlimit(RLIMIT_NOFILE, &descriptors), 0); }
+
+static void view_and_refuse_locks(void) {
+    become_member(1);
+    uint64_t id = agent_create(&worker, 50000);
+    entry = (uint32_t)(id & 0xffff), birth = id >> 16;
+    CHECK_EQ(mp_view(&member, entry, birth, &offset, &size), MP_OK);
+    lockless = mp_linux;
+    lockless.lock_slot = no_lock;
+    member.system = &lockless;
+    refuse_birth_locks(&member);
+}
+
+static void let_go_with_locks(void) {
+    allow_birth_locks();
+    member.system = &mp_linux;
+    mp_unpin(&member, entry, MP_ONE_VIEW);
+    CHECK_EQ(mp_drop(&member, entry, -1), MP_OK);
+}
+
+/* Between fork and its first instruction nothing but the mark speaks for the child. */
+static void parent_without_locks(void) {
+    int status;
+    uint64_t word;
+    view_and_refuse_locks();
+    mp_fork_prepare(&member);
+    uint32_t slot = member.fork_slot;
+    CHECK(slot != MP_SLOT_ORPHAN);
+    CHECK_EQ(member.system->slot_locked(&member, slot), 0);
+    CHECK_EQ(mp_slot_dead(&member, slot, &word), false);
+    pid_t pid = fork();
+    CHECK(pid >= 0);
+    if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL); /* should a check of its parent fail */
+        mp_fork_child(&member);
+        for (;;) pause();
+    }
+    mp_fork_parent(&member);
+    let_go_with_locks();
+    while (atomic_load(&member.slots[slot].pid) != (uint32_t)pid) {
+        CHECK_EQ(waitpid(pid, &status, WNOHANG), 0);
+        CHECK_EQ(mp_reap_dead(&member), 0);
+    }
+    CHECK_EQ(mp_reap_dead(&member), 0);
+    CHECK_EQ(member.system->slot_locked(&member, slot), 0); /* it has no lock, but lives */
+    CHECK(atomic_load(mp_pin_word(&member.entries[entry], slot)) & mp_bit(slot));
+    kill(pid, SIGKILL);
+    CHECK_EQ(waitpid(pid, &status, 0), pid);
+    CHECK_EQ(mp_reap_dead(&member), 1);
+    CHECK_EQ(mp_state(&member, entry, birth), MP_NOT_FOUND);
+    mp_release_slot(&member);
+}
+
+/* Neither a slot nor a lock: what it views outlives it, since nobody knows when it ends. */
+static void parent_of_an_orphan_without_a_lock(void) {
+    uint64_t word;
+    view_and_refuse_locks();
+    mp_fork_prepare(&member);
+    CHECK_EQ(member.fork_slot, MP_SLOT_ORPHAN);
+    mp_fork_parent(&member);
+    let_go_with_locks();
+    CHECK_EQ(mp_slot_dead(&member, MP_SLOT_ORPHAN, &word), false);
+    mp_fork_prepare(&member); /* another orphan, with a lock, which ends */
+    CHECK_EQ(member.fork_slot, MP_SLOT_ORPHAN);
+    CHECK(member.system->slot_locked(&member, MP_SLOT_ORPHAN) & MP_LOCK_BIRTH);
+    mp_fork_parent(&member);
+    CHECK_EQ(member.system->slot_locked(&member, MP_SLOT_ORPHAN), 0);
+    CHECK_EQ(mp_slot_dead(&member, MP_SLOT_ORPHAN, &word), false);
+    CHECK(atomic_load(mp_pin_word(&member.entries[entry], MP_SLOT_ORPHAN)) & mp_bit(MP_SLOT_ORPHAN));
+    mp_release_slot(&member);
+}
+
+/* What happens elsewhere while a member looks at slot 1, whose owner is dead. */
+static bool freed_and_reserved(mp_member *m, uint32_t pid, uint64_t start_time) {
+    (void)m, (void)pid, (void)start_time;
+    CHECK_EQ(mp_reap(&self, 1, atomic_load(&self.slots[1].word)), MP_OK);
+    refuse_birth_locks(&self);
+    mp_fork_prepare(&self);
+    CHECK_EQ(self.fork_slot, 1);
+    mp_fork_parent(&self);
+    allow_birth_locks();
+    return false;
+}
+
+static uint32_t adopted(mp_member *m, uint32_t slot) {
+    mp_slot_adopt(m, slot);
+    return 0;
+}
+
 /* --- tests --- */
+
+static void a_slot_reserved_meanwhile_is_not_taken_over(void) {
+    open_store(4 << 20);
+    mp_system elsewhere = mp_linux;
+    elsewhere.process_alive = freed_and_reserved;
+    mp_slot_mark(&self, 1, MP_SLOT_LIVE); /* of no process */
+    member_system = &elsewhere;
+    become_member(1);
+    member_system = &mp_linux;
+    CHECK_EQ(member.slot, 2);
+    CHECK_EQ(self.slots[1].word & 255u, MP_SLOT_RESERVED);
+    CHECK_EQ(self.slots[1].pid, MP_PID_UNSEEN);
+    mp_release_slot(&member);
+    fixture_unmap(&member);
+    atomic_store(&self.slots[1].pid, 0); /* there is no child */
+    CHECK_EQ(mp_reap_dead(&self), 1);
+    survive();
+    close_store();
+}
+
+static void a_slot_adopted_meanwhile_is_not_dead(void) {
+    uint64_t word;
+    open_store(4 << 20);
+    mp_system elsewhere = mp_linux;
+    elsewhere.slot_locked = adopted;
+    self.system = &elsewhere;
+    atomic_store(&self.slots[1].pid, MP_PID_UNSEEN);
+    mp_slot_mark(&self, 1, MP_SLOT_RESERVED);
+    CHECK_EQ(mp_slot_dead(&self, 1, &word), false);
+    CHECK_EQ(self.slots[1].word & 255u, MP_SLOT_LIVE);
+    self.system = &mp_linux;
+    atomic_store(&self.slots[1].pid, 0); /* there is no child */
+    CHECK_EQ(mp_reap_dead(&self), 1);
+    survive();
+    close_store();
+}
+
+static void without_locks_a_child_is_known_by_its_pid(void) {
+    open_store(4 << 20);
+    run(parent_without_locks);
+    survive();
+    close_store();
+}
+
+static void without_slot_and_lock_views_stay_for_ever(void) {
+    open_store(4 << 20);
+    for (uint32_t slot = 2; slot < MP_SLOT_ORPHAN; slot++) atomic_store(&self.slots[slot].word, MP_SLOT_LIVE);
+    run(parent_of_an_orphan_without_a_lock);
+    for (uint32_t slot = 2; slot < MP_SLOT_ORPHAN; slot++) atomic_store(&self.slots[slot].word, MP_SLOT_FREE);
+    CHECK_EQ(self.slots[MP_SLOT_ORPHAN].word & 255u, MP_SLOT_LIVE);
+    atomic_store(&self.slots[MP_SLOT_ORPHAN].pid, 0); /* for the test's own end */
+    survive();
+    close_store();
+}
 
 static void a_child_is_a_member(void) {
     open_store(4 << 20);
@@ -122,5 +287,9 @@ int main(int argc, char **argv) {
     RUN(a_child_is_a_member);
     RUN(a_child_outlives_its_parent);
     RUN(without_a_slot_views_stay_valid);
+    RUN(without_locks_a_child_is_known_by_its_pid);
+    RUN(without_slot_and_lock_views_stay_for_ever);
+    RUN(a_slot_reserved_meanwhile_is_not_taken_over);
+    RUN(a_slot_adopted_meanwhile_is_not_dead);
     return 0;
 }

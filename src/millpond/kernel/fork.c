@@ -3,7 +3,8 @@
  * Order: refs_mutex; the store's mutex, to reserve a slot under a birth lock; then pins_mutex.
  * refs and pins stay locked over the fork, so the counts that the child copies are whole. The
  * child takes no mutex. Without a slot (all taken, or the mutex's holder is stopped) the child
- * shares the slot of orphans: its views stay valid, every other call of it fails.
+ * shares the slot of orphans: its views stay valid, every other call of it fails. Where the system
+ * gives no lock, a mark in the slot keeps it until the child has put its pid there.
  * Everything here is safe after fork in a threaded process: system calls and plain memory.
  */
 #define _GNU_SOURCE
@@ -35,22 +36,39 @@ static bool lock_birth(int fd, uint32_t slot, short type) {
     return fd >= 0 && fcntl(fd, F_OFD_SETLK, &lock) == 0;
 }
 
+static bool is_free(mp_member *m, uint32_t slot) { return (atomic_load(&m->slots[slot].word) & 255u) == MP_SLOT_FREE; }
+
+static void mark_reserved(mp_member *m, uint32_t slot, uint32_t pid) {
+    m->fork_slot = slot;
+    atomic_store(&m->slots[slot].pid, pid);
+    mp_slot_mark(m, slot, MP_SLOT_RESERVED);
+}
+
 /* The store's mutex is held. A slot that somebody locks just now is passed over. */
 static bool reserve(mp_member *m) {
     for (uint32_t slot = 0; slot < MP_SLOT_ORPHAN; slot++) {
-        if ((atomic_load(&m->slots[slot].word) & 255u) != MP_SLOT_FREE || m->system->slot_locked(m, slot)) continue;
-        if (!lock_birth(m->fork_fd, slot, F_WRLCK)) continue;
+        if (!is_free(m, slot) || m->system->slot_locked(m, slot) || !lock_birth(m->fork_fd, slot, F_WRLCK)) continue;
         MP_FAILPOINT("fork.locked");
-        mp_slot_mark(m, slot, MP_SLOT_RESERVED);
-        m->fork_slot = slot;
+        mark_reserved(m, slot, 0);
         return true;
     }
     return false;
 }
 
+/* The system gives no lock, for want of a descriptor or of memory for locks. Then it is the mark that keeps the slot
+ * until the child has put its pid there, by which it is known to live from then on. Who tries the slot's byte just
+ * now has still to ask for the mutex, and will find the slot taken. Never reaped, if there will be no child. */
+static bool reserve_unlocked(mp_member *m) {
+    uint32_t slot = 0;
+    while (slot < MP_SLOT_ORPHAN && !is_free(m, slot)) slot++;
+    if (slot < MP_SLOT_ORPHAN) mark_reserved(m, slot, MP_PID_UNSEEN);
+    return slot < MP_SLOT_ORPHAN;
+}
+
+/* Of one without a lock nobody can tell when it ends: from then on what orphans view stays until the store ends. */
 static void join_orphans(mp_member *m) {
     m->fork_slot = MP_SLOT_ORPHAN;
-    lock_birth(m->fork_fd, MP_SLOT_ORPHAN, F_RDLCK);
+    if (!lock_birth(m->fork_fd, MP_SLOT_ORPHAN, F_RDLCK)) atomic_store(&m->slots[MP_SLOT_ORPHAN].pid, MP_PID_UNSEEN);
     mp_slot_mark(m, MP_SLOT_ORPHAN, MP_SLOT_LIVE); /* a new generation stops whoever reaps the last one */
 }
 
@@ -72,7 +90,7 @@ void mp_fork_prepare(mp_member *m) {
     if (open) {
         m->fork_fd = open_birth(m);
         bool locked = mp_lock(m, FORK_TIMEOUT_NS) == MP_OK;
-        if (!locked || !reserve(m)) join_orphans(m);
+        if (!locked || (!reserve(m) && !reserve_unlocked(m))) join_orphans(m);
         if (locked) mp_unlock(m);
     }
     pthread_mutex_lock(&m->pins_mutex);
@@ -119,14 +137,13 @@ void mp_fork_child(mp_member *m) {
         return; /* fork_fd stays open: it is the orphan's life */
     }
     MP_FAILPOINT("fork.child");
-    mp_slot_describe(m, m->slot);
     /* whoever claims a slot tries this byte for a moment, and lets go when it sees the slot reserved */
     const struct timespec moment = {0, 1000000};
-    for (int tries = 0; m->system->lock_slot(m, m->slot) != 0 && tries < 1000; tries++) nanosleep(&moment, NULL);
-    mp_slot_mark(m, m->slot, MP_SLOT_LIVE);
+    for (int tries = 0; m->system->lock_slot(m, m->slot) == EAGAIN && tries < 1000; tries++) nanosleep(&moment, NULL);
+    mp_slot_adopt(m, m->slot);
     m->slot_word = atomic_load(&m->slots[m->slot].word);
     MP_FAILPOINT("fork.adopted");
-    close(m->fork_fd);
+    if (m->fork_fd >= 0) close(m->fork_fd);
     m->fork_fd = -1;
     mp_fork_ready(m);
 }

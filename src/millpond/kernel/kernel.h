@@ -153,7 +153,7 @@ mp_code mp_reap(mp_member *m, uint32_t slot, uint64_t word); /* what the member 
 uint32_t mp_reap_dead(mp_member *m);          /* mp_finish, then polls all slots; returns how many were reaped */
 mp_code mp_usable(mp_member *m);              /* MP_OK, MP_CLOSED, MP_CORRUPTED */
 mp_code mp_guard_slot(mp_member *m);          /* the same, and takes a lost byte lock again */
-void mp_slot_describe(mp_member *m, uint32_t slot); /* whose it is; before it is marked */
+void mp_slot_adopt(mp_member *m, uint32_t slot); /* RESERVED for this process by its parent: LIVE */
 void mp_slot_mark(mp_member *m, uint32_t slot, enum mp_slot_state state); /* the next generation */
 
 /* --- refs.c: pins, holders, tokens --- */

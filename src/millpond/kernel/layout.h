@@ -87,6 +87,8 @@ typedef struct mp_entry {
 /* The word of a member slot: bits 0-7 state, bits 8-63 generation. */
 enum mp_slot_state { MP_SLOT_FREE = 0, MP_SLOT_RESERVED = 1, MP_SLOT_LIVE = 2, MP_SLOT_REAPING = 3 };
 
+#define MP_PID_UNSEEN UINT32_MAX /* of a slot: a forked child that came without a lock, and that nobody can see yet */
+
 typedef struct mp_slot {
     _Atomic uint64_t word;
     _Atomic uint64_t start_time; /* of the process, in clock ticks since boot */

@@ -35,16 +35,11 @@ static identity identify(void) {
     return self;
 }
 
+/* All but the pid. */
 static void sign(mp_slot *slot, const identity *self) {
-    atomic_store(&slot->pid, self->pid);
     atomic_store(&slot->start_time, self->start_time);
     atomic_store(&slot->overflow_bytes, 0);
     memcpy(slot->command, self->command, sizeof slot->command);
-}
-
-void mp_slot_describe(mp_member *m, uint32_t index) {
-    identity self = identify();
-    sign(&m->slots[index], &self);
 }
 
 void mp_slot_mark(mp_member *m, uint32_t index, enum mp_slot_state state) {
@@ -53,16 +48,26 @@ void mp_slot_mark(mp_member *m, uint32_t index, enum mp_slot_state state) {
     atomic_store(&m->slots[index].word, slot_word(generation, state));
 }
 
+/* The pid comes last: until then a slot without a lock is MP_PID_UNSEEN, and from then on all of it is ours. */
+void mp_slot_adopt(mp_member *m, uint32_t index) {
+    identity self = identify();
+    sign(&m->slots[index], &self);
+    mp_slot_mark(m, index, MP_SLOT_LIVE);
+    atomic_store(&m->slots[index].pid, self.pid);
+}
+
 /* From here on we alone reap that slot. Whoever has begun to could not tell the blocks that we punch,
  * which carry the slot's number, from those of the dead: it would give them back, and they would be in use
  * when we punch. */
 static mp_code take_over(mp_member *m, uint32_t index, uint64_t *word) {
     mp_code code = mp_lock(m, -1);
     if (code != MP_OK) return code;
-    if (slot_state(atomic_load(&m->slots[index].word)) != MP_SLOT_FREE) mp_slot_mark(m, index, MP_SLOT_REAPING);
+    uint64_t now = atomic_load(&m->slots[index].word);
+    if (slot_state(now) != MP_SLOT_FREE && now >> 8 != *word >> 8) code = MP_NO_SLOT; /* a fork's, since somebody freed it */
+    else if (slot_state(now) != MP_SLOT_FREE) mp_slot_mark(m, index, MP_SLOT_REAPING);
     *word = atomic_load(&m->slots[index].word);
     mp_unlock(m);
-    return MP_OK;
+    return code;
 }
 
 /* The byte lock of this slot is ours: clear away a dead predecessor, then stand in it. */
@@ -73,7 +78,8 @@ static mp_code claim_locked(mp_member *m, uint32_t index) {
     m->slot = index;
     if (slot_state(word) != MP_SLOT_FREE) {
         if (m->system->slot_locked(m, index) & MP_LOCK_BIRTH) return MP_NO_SLOT;
-        if (m->system->process_alive(m, atomic_load(&slot->pid), atomic_load(&slot->start_time))) return MP_NO_SLOT;
+        uint32_t pid = atomic_load(&slot->pid); /* before the start time, which is written before it */
+        if (pid == MP_PID_UNSEEN || m->system->process_alive(m, pid, atomic_load(&slot->start_time))) return MP_NO_SLOT;
         code = take_over(m, index, &word);
         if (code == MP_OK && slot_state(word) != MP_SLOT_FREE) code = mp_reap(m, index, word);
     }
@@ -82,6 +88,7 @@ static mp_code claim_locked(mp_member *m, uint32_t index) {
     if (code != MP_OK) return code;
     if (slot_state(atomic_load(&slot->word)) == MP_SLOT_FREE) { /* no fork has reserved it meanwhile */
         sign(slot, &self);
+        atomic_store(&slot->pid, self.pid);
         mp_slot_mark(m, index, MP_SLOT_LIVE);
         m->slot_word = atomic_load(&slot->word);
     } else
@@ -134,8 +141,11 @@ bool mp_slot_dead(mp_member *m, uint32_t index, uint64_t *word) {
     mp_slot *slot = &m->slots[index];
     *word = atomic_load(&slot->word);
     if (slot_state(*word) == MP_SLOT_FREE || m->system->slot_locked(m, index)) return false;
+    uint32_t pid = atomic_load(&slot->pid); /* before the start time, which is written before it */
+    if (pid == MP_PID_UNSEEN) return false; /* perhaps there is a child, and nothing but this keeps what it reads */
+    if (atomic_load(&slot->word) != *word) return false; /* it has come meanwhile, and has put its pid there */
     if (slot_state(*word) != MP_SLOT_LIVE || index == MP_SLOT_ORPHAN) return true; /* a reserved slot has no process yet */
-    return !m->system->process_alive(m, atomic_load(&slot->pid), atomic_load(&slot->start_time));
+    return !m->system->process_alive(m, pid, atomic_load(&slot->start_time));
 }
 
 /* What the dead owner of this entry was doing, and the bits it had. Mutex held. Bits go first and
@@ -217,7 +227,7 @@ static mp_code free_slot(mp_member *m, uint32_t slot, uint64_t word) {
     if (code != MP_OK) return code;
     if (atomic_load(&m->slots[slot].word) == word) {
         atomic_store(&m->slots[slot].overflow_bytes, 0);
-        atomic_store(&m->slots[slot].pid, 0);
+        if (slot != MP_SLOT_ORPHAN) atomic_store(&m->slots[slot].pid, 0); /* an orphan may come without the mutex */
         atomic_store(&m->slots[slot].word, slot_word(word >> 8, MP_SLOT_FREE));
     }
     mp_unlock(m);
