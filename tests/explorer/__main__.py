@@ -1,4 +1,4 @@
-"""Explores every protocol and every mutant and prints what was found.
+"""Explores every protocol whole, and every mutant until it is found out, and prints what was found.
 
 Run in tests/: python -m explorer [--counts FILE]
 """
@@ -33,11 +33,11 @@ def main() -> int:
             print(f"{scenario.name:32} {machine.name:14} {found.states:8} states  {verdict}")
     for mutant in MUTANTS:
         for machine in MACHINES:
-            found = machine(mutant.scenario(frozenset([mutant.change]))).explore()
+            found = machine(mutant.scenario(frozenset([mutant.change]))).explore(until_fault=True)
             states += found.states
             wrong += bool(found.faults) != (machine in mutant.machines)
             verdict = min(found.faults, default="not seen under this memory")
-            print(f"mutant: {mutant.change:40} {machine.name:14} {verdict}")
+            print(f"mutant: {mutant.change:56} {machine.name:14} {verdict}")
     seconds = time.perf_counter() - started
     print(
         f"{len(SCENARIOS)} protocols, {len(MUTANTS)} mutants, {states} states, {seconds:.0f} s: {wrong} wrong"

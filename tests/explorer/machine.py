@@ -19,10 +19,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from explorer.program import (
     LOCAL,
+    MUTEX,
+    PINS_MUTEX,
     AwaitDeath,
     Jump,
     Let,
@@ -41,7 +43,6 @@ from explorer.program import (
     value_of,
 )
 
-MUTEX = "mutex"
 DEAD = -1
 STATES_MAX = 3_000_000
 
@@ -88,7 +89,7 @@ class Machine:
     def __init__(self, scenario: Scenario) -> None:
         self._scenario = scenario
         self._programs = scenario.programs
-        self._locations = sorted({*scenario.memory, MUTEX})
+        self._locations = sorted({*scenario.memory, MUTEX, PINS_MUTEX})
         self._index = {location: i for i, location in enumerate(self._locations)}
         self._faults: set[str] = set()
 
@@ -209,11 +210,11 @@ class Machine:
                     memory, private, at, lambda old: change(old, registers), order
                 ):
                     yield then, moved(after, **({register: old} if register else {}))
-            case Lock():
-                yield from self._lock(state, number, private, moved)
-            case Unlock():
+            case Lock(mutex):
+                yield from self._lock(state, number, private, self._index[mutex], moved)
+            case Unlock(mutex):
                 for _, then, after in self.update(
-                    memory, private, self._index[MUTEX], lambda _: 0, Order.RELEASE
+                    memory, private, self._index[mutex], lambda _: 0, Order.RELEASE
                 ):
                     yield then, moved(after)
             case Sleep(location, register, watched, waits):
@@ -227,9 +228,8 @@ class Machine:
                     yield memory, moved(self.learn(private, other.private))
 
     def _lock(
-        self, state: State, number: int, private: Any, moved: Callable[..., Thread]
+        self, state: State, number: int, private: Any, at: int, moved: Callable[..., Thread]
     ) -> Iterator[tuple[Any, Thread]]:
-        at = self._index[MUTEX]
         owner = self.latest(state.memory, at)
         if owner and (
             state.threads[owner - 1].at != DEAD or not self.quiet(state.threads[owner - 1].private)
@@ -296,6 +296,10 @@ class StoreBuffers(Machine):
         return not private
 
 
+_ACQUIRES: Final = (Order.ACQUIRE, Order.ACQ_REL, Order.SEQ_CST)
+_RELEASES: Final = (Order.RELEASE, Order.ACQ_REL, Order.SEQ_CST)
+
+
 class Views(Machine):
     """C11. Memory is (histories, the view of seq_cst); a history is a tuple of (value, view handed on)."""
 
@@ -311,7 +315,7 @@ class Views(Machine):
         for when in range(first, len(histories[at])):
             value, handed = histories[at][when]
             after = _seen(private, at, when)
-            if order in (Order.ACQUIRE, Order.SEQ_CST):
+            if order in _ACQUIRES:
                 after = _join(after, handed)
             yield value, memory, after
 
@@ -325,8 +329,7 @@ class Views(Machine):
     ) -> tuple[Any, Any]:
         histories, shared = memory
         view = _seen(private, at, len(histories[at]))
-        releases = order in (Order.RELEASE, Order.SEQ_CST)
-        handed = _join(view if releases else _seen((0,) * len(view), at, view[at]), inherited)
+        handed = _join(view if order in _RELEASES else _seen((0,) * len(view), at, view[at]), inherited)
         history = (*histories[at], (value, handed))
         if order is Order.SEQ_CST:
             shared = _seen(shared, at, view[at])
@@ -338,7 +341,7 @@ class Views(Machine):
         histories, _ = memory
         old, handed = histories[at][-1]  # an update always follows the last value, and hands on what that did
         view = _seen(private, at, len(histories[at]) - 1)
-        if order in (Order.ACQUIRE, Order.SEQ_CST):
+        if order in _ACQUIRES:
             view = _join(view, handed)
         new = change(old)
         if new is None:

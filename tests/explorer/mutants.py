@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from explorer import holds, scenarios, segments
+from explorer import holds, pins, scenarios, segments
 from explorer.machine import Machine, StoreBuffers, Views
 from explorer.scenarios import Build
 
@@ -44,6 +44,10 @@ MUTANTS: Final = (
     Mutant("seal before the last byte", scenarios.seal_against_get_and_delete, BOTH),
     Mutant("seal relaxed", scenarios.seal_against_get_and_delete, C11),
     Mutant("a draft is not pinned", scenarios.seal_against_get_and_delete, BOTH),
+    Mutant("a pin is counted before its bit is set", pins.threads_against_evict, BOTH),
+    Mutant("a pin is stored over another", pins.threads_against_evict, BOTH),
+    Mutant("a bit is cleared before the count", pins.threads_against_evict, BOTH),
+    Mutant("a bit is cleared when pins_mutex is free again", pins.threads_against_delete, BOTH),
     Mutant("hold counts without looking", scenarios.hold_against_drop, BOTH),
     Mutant("drop clears the bit before the count", scenarios.hold_against_drop, BOTH),
     Mutant("drop before the hand-off", scenarios.hand_off_from_the_last_holder, BOTH),

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Final
 
 Registers = dict[str, int]
 Value = int | Callable[[Registers], int]
@@ -25,6 +26,7 @@ class Order(Enum):
     ACQUIRE = 1
     RELEASE = 2
     SEQ_CST = 3
+    ACQ_REL = 4
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,20 @@ class Update:
     order: Order
 
 
+MUTEX: Final = "mutex"
+PINS_MUTEX: Final = "pins_mutex"
+
+
 @dataclass(frozen=True)
 class Lock:
-    """Takes the robust mutex; register `inherited` is 1 if its last owner died with it."""
+    """Takes a mutex, which is robust; register `inherited` is 1 if its last owner died with it."""
+
+    mutex: str = MUTEX
 
 
 @dataclass(frozen=True)
 class Unlock:
-    pass
+    mutex: str = MUTEX
 
 
 @dataclass(frozen=True)
@@ -136,11 +144,11 @@ class Program:
             register,
         )
 
-    def lock(self) -> None:
-        self.steps.append(Lock())
+    def lock(self, mutex: str = MUTEX) -> None:
+        self.steps.append(Lock(mutex))
 
-    def unlock(self) -> None:
-        self.steps.append(Unlock())
+    def unlock(self, mutex: str = MUTEX) -> None:
+        self.steps.append(Unlock(mutex))
 
     def sleep(self, location: str, register: str, watched: str, waits: Callable[[int], bool]) -> None:
         self.steps.append(Sleep(location, register, watched, waits))

@@ -18,6 +18,7 @@ from explorer.holds import (
     large_put_beside_small_ones,
 )
 from explorer.machine import Scenario
+from explorer.pins import threads_against_delete, threads_against_evict
 from explorer.program import Program, Registers
 from explorer.protocols import (
     DEAD_STATES,
@@ -208,6 +209,8 @@ SCENARIOS: Final[tuple[Build, ...]] = (
     gets_against_delete,
     get_against_move_and_delete,
     seal_against_get_and_delete,
+    threads_against_evict,
+    threads_against_delete,
     hold_against_drop,
     hand_off,
     hand_off_that_must_arrive,
