@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
+import explorer
 from explorer.machine import MACHINES, Machine
 from explorer.mutants import MUTANTS, Mutant
 from explorer.protocols import NONE
@@ -29,3 +33,6 @@ def test_mutant_is_caught(mutant: Mutant, machine: type[Machine]) -> None:
 def test_every_change_is_a_mutant_once() -> None:
     changes = [mutant.change for mutant in MUTANTS]
     assert len(set(changes)) == len(changes) >= 30
+    programs = "".join(path.read_text() for path in Path(explorer.__file__).parent.glob("*.py"))
+    named = re.findall(r'"([^"]+)" (?:not )?in changes|strength\(changes, "([^"]+)"\)', programs)
+    assert {one or other for one, other in named} == set(changes)
