@@ -108,7 +108,8 @@ def test_python_objects_move_as_ever(client: Client, store: millpond.Store, work
 def test_a_client_reads_in_place(client: Client, store: millpond.Store) -> None:
     future = client.submit(daskjobs.ones, BIG)
     copied = future.result()  # through the scheduler
-    assert copied.sum() == BIG and [info.pins for info in store.objects()] == [0]
+    assert copied.sum() == BIG
+    wait_until(lambda: [info.pins for info in store.objects()] == [0])  # the worker has sent it
     attach(client)
     array, small = client.gather([future, client.submit(daskjobs.pid)])
     assert [info.pins for info in store.objects()] == [1]

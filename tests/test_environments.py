@@ -147,7 +147,7 @@ def test_every_limit_on_open_files(tmp_path: Path) -> None:
     ("limit", "expected"),
     [
         ("NOFILE, (32, 32)", WORKS),
-        ("NOFILE, (12, 12)", "AttachError: .*Too many open files.*ulimit -n"),
+        ("NOFILE, (10, 10)", "AttachError: .*Too many open files.*ulimit -n"),
         ("FSIZE, (1 << 20,) * 2", "AttachError: .*File too large.*ulimit -f"),
         ("AS, (1 << 30,) * 2", "AttachError: .*Cannot allocate memory.*ulimit -v"),
         ("MEMLOCK, (0, 0)", WORKS),

@@ -227,6 +227,7 @@ def with_sparse_blocks(own: Any) -> None:
 
 
 def with_dead(own: Any) -> None:
+    own.store._janitor.stop()  # it would do on a slow machine what is to be done
     with_objects(own)
     pid = os.fork()
     if pid == 0:
@@ -342,6 +343,7 @@ class Survivor:
     def __init__(self, pond: Pond, nursery: Worker, operation: Operation) -> None:
         self._pond = pond
         self.store = pond.store("2MiB", handoff_timeout=1.0, overflow_limit="8MiB")
+        self.store._janitor.stop()
         self.mine = self.store.put(np.arange(1000))
         self._view = self.mine.get()  # so that it stays in memory
         self._before = self._left()

@@ -28,7 +28,7 @@ inherited: list[Any] = []
 """What a test puts here before it forks a worker is found here by the functions that run there."""
 
 
-def wait_until(condition: Callable[[], Any], timeout: float = 10.0) -> Any:
+def wait_until(condition: Callable[[], Any], timeout: float = 30.0) -> Any:
     """What `condition` gives once that is true; fails when it does not become true in time."""
     deadline = time.monotonic() + timeout
     while not (found := condition()):

@@ -35,6 +35,7 @@ SLOTS = 256
 
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, length, pid
 _MFD_NOEXEC_SEAL = 0x8
+_OPEN_FILES = "raise the limit on open files (ulimit -n)"
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
@@ -92,9 +93,10 @@ def boot_id() -> bytes:
         with open("/proc/sys/kernel/random/boot_id") as file:
             return bytes.fromhex(file.read().strip().replace("-", ""))
     except OSError as error:
-        raise AttachError(
-            f"{error.filename}: {error.strerror}. Members of a store find each other in /proc: mount it"
-        ) from error
+        cause = "members of a store find each other in /proc: mount it"
+        if error.errno == errno.EMFILE:
+            cause = _OPEN_FILES
+        raise AttachError(f"{error.filename}: {error.strerror}; {cause}") from error
 
 
 def pid_namespace() -> int:
@@ -142,7 +144,7 @@ def _create_memfd(name: str, size: int) -> int:
 def _memfd_refusal(size: int, error: OSError) -> str:
     cause = {
         errno.EFBIG: "raise the limit on file sizes (ulimit -f), which counts memory files too",
-        errno.EMFILE: "raise the limit on open files (ulimit -n)",
+        errno.EMFILE: _OPEN_FILES,
         errno.EACCES: "the system forbids memory files (sysctl vm.memfd_noexec)",
     }.get(error.errno or 0, "lower memory_limit")
     return f"no shared memory of {size} bytes of address space: {error.strerror}; {cause}"
