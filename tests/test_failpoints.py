@@ -395,7 +395,7 @@ class Survivor:
 
     def expect_nothing_left(self) -> None:
         with suppress(AssertionError):
-            wait_until(lambda: self._left() == self._before, 5)
+            wait_until(lambda: self._left() == self._before)
         assert self._left() == self._before
         assert self.store.check() == []
 
