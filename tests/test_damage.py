@@ -103,6 +103,7 @@ class World:
         self.records = {
             key: record
             for path in self.pond.spilled_files()
+            if path.parent.name == self.store.uuid.hex()  # another world's files may be huge, or vanish
             for key, record in records_in(path, self.store.uuid)
             if key in self.refs
         }
