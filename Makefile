@@ -135,7 +135,7 @@ bench-engines: venv ## moves between Dask workers, a shuffle of 4 GiB under 1 Gi
 	$(BIN)/python benchmarks/dask_moves.py --shuffle
 	$(BIN)/python benchmarks/joblib_memory.py
 
-bench: venv ## run the benchmarks (a quarter of an hour): JSON in benchmarks/results, the table of bars in docs/performance.md
+bench: venv ## run the benchmarks (some ten minutes): JSON in benchmarks/results, the table of bars in docs/performance.md
 	$(BIN)/python benchmarks/small.py
 	$(BIN)/python benchmarks/large.py
 	$(BIN)/python benchmarks/scale.py
