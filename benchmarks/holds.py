@@ -15,13 +15,13 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from harness import machine, markdown, save
+import shown
+from harness import machine, save
 
 ROOT = Path(__file__).parents[1]
 KERNEL = ROOT / "src" / "millpond" / "kernel"
 TESTS = ROOT / "tests" / "kernel"
 OPTIONS = ("-O2", "-std=gnu11", "-pthread", "-Wl,--wrap=mp_lock,--wrap=mp_unlock")
-TIMES = ("median", "99 %", "99.9 %")
 
 Rows = dict[str, dict[str, list[float]]]
 
@@ -45,18 +45,7 @@ def measure() -> Rows:
 def main() -> None:
     """Prints one table."""
     rows = measure()
-    heads = [
-        "nanoseconds",
-        "holds",
-        *(f"held, {time}" for time in TIMES),
-        *(f"waited, {time}" for time in TIMES),
-    ]
-    print(
-        markdown(
-            heads,
-            [[call, *(f"{n:.0f}" for part in row.values() for n in part)] for call, row in rows.items()],
-        )
-    )
+    print(shown.holds(rows))
     print("\n" + ", ".join(f"{name} {text}" for name, text in machine().items()))
     print(f"saved to {save('holds', rows)}")
 

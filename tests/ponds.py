@@ -122,3 +122,12 @@ def join(own: Any, address: str) -> None:
     import millpond
 
     own.store = millpond.connect(address)
+
+
+def connection(own: Any, address: str) -> str:
+    """A worker tries to connect to a store: "joined", or the error."""
+    try:
+        millpond.connect(address).close()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "joined"

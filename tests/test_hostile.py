@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 import millpond
-from ponds import Pond, descriptor_of
+from ponds import Pond, connection, descriptor_of
 from workers import Worker
 
 NIGHTLY = bool(os.environ.get("MILLPOND_NIGHTLY"))
@@ -144,14 +144,6 @@ def test_a_scribbled_table_crashes_nobody(tmp_path: Path, tally: Counter[str]) -
             worker.end()
         assert wrong == []
         tally["damaged tables used from Python"] += BATCH
-
-
-def connection(own: Any, address: str) -> str:
-    try:
-        millpond.connect(address).close()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "joined"
 
 
 STRANGE = {

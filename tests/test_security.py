@@ -18,7 +18,7 @@ import pytest
 import millpond
 from millpond.spill import directory as spill_directory
 from millpond.store import registry
-from ponds import Pond
+from ponds import Pond, connection
 
 NOBODY = 65534
 
@@ -296,11 +296,3 @@ def test_each_component_is_looked_at(pond: Pond, component: str, kind: str) -> N
     os.chown(path, 0, 0)
     path.chmod(0o700)
     assert pond.worker(program=True).run(connection, store.address) == "joined"
-
-
-def connection(own: Any, address: str) -> str:
-    try:
-        millpond.connect(address).close()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "joined"

@@ -10,8 +10,12 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import Final
 
-__all__ = ["close", "read_whole", "write_whole"]
+__all__ = ["OPEN_FLAGS", "close", "read_whole", "write_whole"]
+
+OPEN_FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+"""For what is opened by its name: nothing else is reached by it, and a fifo in its place must not block."""
 
 
 def close(*fds: int) -> None:

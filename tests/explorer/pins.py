@@ -19,7 +19,7 @@ from explorer.protocols import (
     STATE,
     VALUE,
     Changes,
-    bury,
+    bury_if_dead,
     byte,
     delete,
     evict,
@@ -78,12 +78,7 @@ def _unpin(p: Program, changes: Changes) -> None:
     if not late:
         p.unlock(PINS_MUTEX)  # unpin.bit
     p.jump("unpinned", lambda r: r["count"] != 1)
-    p.load("control", "control")
-    p.jump("unpinned", state_is_not(*DEAD_STATES))
-    p.lock()
-    bury(p, "buried")
-    p.label("buried")
-    p.unlock()
+    bury_if_dead(p, "unpinned")
     p.label("unpinned")
 
 

@@ -61,13 +61,18 @@ def unpin(p: Program, bit: int, changes: Changes = NONE) -> None:
     """`mp_unpin`. PAIR unpin-delete: clear the pin, then look whether somebody must bury."""
     p.update("pins", lambda old, r: old & ~bit, None, strength(changes, "unpin clears relaxed"))
     if "unpin looks for no death" not in changes:
-        p.load("control", "control", strength(changes, "unpin looks relaxed"))
-        p.jump("unpinned", state_is_not(*DEAD_STATES))
-        p.lock()
-        bury(p, "buried")
-        p.label("buried")
-        p.unlock()
+        bury_if_dead(p, "unpinned", strength(changes, "unpin looks relaxed"))
     p.label("unpinned")
+
+
+def bury_if_dead(p: Program, end: str, order: Order = Order.SEQ_CST) -> None:
+    """What an unpin does when it was the last one of its member; to `end` if the object is alive."""
+    p.load("control", "control", order)
+    p.jump(end, state_is_not(*DEAD_STATES))
+    p.lock()
+    bury(p, "buried")
+    p.label("buried")
+    p.unlock()
 
 
 def leave(p: Program, state: int, to: int, changes: Changes = NONE, order: Order = Order.SEQ_CST) -> None:

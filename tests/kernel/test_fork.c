@@ -245,11 +245,16 @@ static void without_locks_a_child_is_known_by_its_pid(void) {
     close_store();
 }
 
+/* As if all slots but those of the test were taken, or free again. */
+static void mark_others(enum mp_slot_state state) {
+    for (uint32_t slot = 2; slot < MP_SLOT_ORPHAN; slot++) atomic_store(&self.slots[slot].word, state);
+}
+
 static void without_slot_and_lock_views_stay_for_ever(void) {
     open_store(4 << 20);
-    for (uint32_t slot = 2; slot < MP_SLOT_ORPHAN; slot++) atomic_store(&self.slots[slot].word, MP_SLOT_LIVE);
+    mark_others(MP_SLOT_LIVE);
     run(parent_of_an_orphan_without_a_lock);
-    for (uint32_t slot = 2; slot < MP_SLOT_ORPHAN; slot++) atomic_store(&self.slots[slot].word, MP_SLOT_FREE);
+    mark_others(MP_SLOT_FREE);
     CHECK_EQ(self.slots[MP_SLOT_ORPHAN].word & 255u, MP_SLOT_LIVE);
     atomic_store(&self.slots[MP_SLOT_ORPHAN].pid, 0); /* for the test's own end */
     survive();
@@ -273,9 +278,9 @@ static void a_child_outlives_its_parent(void) {
 
 static void without_a_slot_views_stay_valid(void) {
     open_store(4 << 20);
-    for (uint32_t slot = 2; slot < MP_SLOT_ORPHAN; slot++) atomic_store(&self.slots[slot].word, MP_SLOT_LIVE);
+    mark_others(MP_SLOT_LIVE);
     run(parent_of_an_orphan);
-    for (uint32_t slot = 2; slot < MP_SLOT_ORPHAN; slot++) atomic_store(&self.slots[slot].word, MP_SLOT_FREE);
+    mark_others(MP_SLOT_FREE);
     CHECK_EQ(self.slots[MP_SLOT_ORPHAN].word & 255u, MP_SLOT_LIVE);
     survive(); /* reaps the orphans' slot, too */
     close_store();

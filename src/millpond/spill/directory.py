@@ -158,6 +158,18 @@ def _refuse_unless_private(path: Path, status: os.stat_result) -> None:
         raise SpillError(errno.EPERM, text, str(path))
 
 
+def _use_private(path: Path) -> int | None:
+    """As `owner.use`; refused as `prepare` does it, but what is open cannot be exchanged any more."""
+    fd = owner.use(path)
+    if fd is not None:
+        try:
+            _refuse_unless_private(path, os.fstat(fd))
+        except BaseException:
+            descriptors.close(fd)
+            raise
+    return fd
+
+
 def _exposed(status: os.stat_result) -> str | None:
     """Why others may have a hand in a directory, or None."""
     if stat.S_ISLNK(status.st_mode):
@@ -179,7 +191,7 @@ def sweep(base: Path, uuid: bytes) -> int:
     """
     directory = store_directory(base, uuid)
     try:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | descriptors.OPEN_FLAGS)
     except FileNotFoundError:
         owner.remove(directory)
         return 0
@@ -289,23 +301,13 @@ class Directories:
             path = prepare(base, self._uuid, self._registry)
             try:
                 device = os.stat(base).st_dev
-                fd = owner.use(path)
+                fd = _use_private(path)
+            except SpillError:
+                raise
             except OSError as error:
                 raise _cannot_spill(base, error) from error
             if fd is not None:
-                self._refuse_unless_private(base, path, fd)
                 return _Place(base, str(path), device, fd)
-
-    @staticmethod
-    def _refuse_unless_private(base: Path, path: Path, fd: int) -> None:
-        """As `prepare` did, but what is open cannot be exchanged any more. Closes `fd` when it raises."""
-        try:
-            _refuse_unless_private(path, os.fstat(fd))
-        except BaseException as error:
-            descriptors.close(fd)
-            if isinstance(error, SpillError) or not isinstance(error, OSError):
-                raise
-            raise _cannot_spill(base, error) from error
 
     def close(self) -> None:
         """The directories are not in use any more by this process. Idempotent."""

@@ -32,7 +32,6 @@ CALL_BYTES: Final = 8 << 20
 NOT_OURS: Final = "not a regular file of this user"
 _IOV_MAX: Final = 1024
 _GIL_COPY_MAX: Final = 64 << 10
-_OPEN_FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a fifo in a file's place must not block
 _Call = Callable[[int, Sequence[memoryview], int], int]
 _probes = count()
 
@@ -41,7 +40,7 @@ class System:
     """The system calls of the disk side, one method each. Subclass it to make them fail."""
 
     def open(self, path: str, flags: int, mode: int = 0o600) -> int:
-        return os.open(path, flags | _OPEN_FLAGS, mode)
+        return os.open(path, flags | descriptors.OPEN_FLAGS, mode)
 
     def close(self, fd: int) -> None:
         descriptors.close(fd)

@@ -27,7 +27,6 @@ from typing import Any, Final
 from millpond import descriptors
 
 SUFFIX: Final = ".owner"
-_FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a fifo in a file's place must not block
 
 
 def boot_id() -> str:
@@ -44,7 +43,7 @@ def sign(directory: Path, registry: str | None) -> None:
     """Writes whose `directory` is, unless that is known. `registry`: the store's directory there."""
     text = json.dumps({"boot_id": boot_id(), "host": os.uname().nodename, "registry": registry})
     with suppress(FileExistsError):
-        fd = os.open(file_of(directory), os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
+        fd = os.open(file_of(directory), os.O_WRONLY | os.O_CREAT | os.O_EXCL | descriptors.OPEN_FLAGS, 0o600)
         descriptors.write_whole(fd, text.encode())
 
 
@@ -61,7 +60,7 @@ def use(directory: Path, timeout: float = 2.0) -> int | None:
     """
     deadline = time.monotonic() + timeout
     try:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | _FLAGS)
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | descriptors.OPEN_FLAGS)
     except FileNotFoundError:
         return None
     try:
@@ -96,7 +95,7 @@ def _lock(fd: int, kind: int) -> bool:
 def abandoned(directory: Path) -> Iterator[bool]:
     """Whether no process can be using `directory` any more; if so, none can begin to in the `with` block."""
     try:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | _FLAGS)
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | descriptors.OPEN_FLAGS)
     except FileNotFoundError:  # killed before it made the directory, or after it removed it
         yield _is_left(file_of(directory), _read(directory))
         return
@@ -122,7 +121,8 @@ def _is_left(path: Path, owner: dict[str, Any] | None) -> bool:
 
 def _read(directory: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(descriptors.read_whole(os.open(file_of(directory), os.O_RDONLY | _FLAGS)))
+        fd = os.open(file_of(directory), os.O_RDONLY | descriptors.OPEN_FLAGS)
+        found = json.loads(descriptors.read_whole(fd))
     except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

@@ -20,6 +20,7 @@ from contextlib import suppress
 
 from millpond import descriptors
 from millpond.errors import AttachError
+from millpond.spill import owner
 
 __all__ = [
     "boot_id",
@@ -90,8 +91,7 @@ def describe(pid: int) -> str:
 def boot_id() -> bytes:
     """16 bytes that change with every start of the machine. Raises AttachError where there is no /proc."""
     try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            return bytes.fromhex(file.read().strip().replace("-", ""))
+        return bytes.fromhex(owner.boot_id().replace("-", ""))
     except OSError as error:
         cause = "members of a store find each other in /proc: mount it"
         if error.errno == errno.EMFILE:

@@ -58,7 +58,6 @@ NAME_BYTES_MAX = 240
 DIRLOCK_TIMEOUT_S = 10.0
 
 _UUID = re.compile(r"[0-9a-f]{32}")
-_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a fifo in a file's place must not block
 
 
 class StoreInfo(NamedTuple):
@@ -217,7 +216,7 @@ def _refuse_unless_private(path: str, status: os.stat_result, kind: int) -> None
 
 
 def _open_private(path: str, flags: int, kind: int = stat.S_IFREG) -> int:
-    fd = os.open(path, flags | _FLAGS, 0o600)
+    fd = os.open(path, flags | descriptors.OPEN_FLAGS, 0o600)
     try:
         _refuse_unless_private(path, os.fstat(fd), kind)
     except BaseException:
@@ -323,7 +322,7 @@ def _check_name(name: str) -> None:
 
 
 def _write_json(path: str, value: Any) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | descriptors.OPEN_FLAGS, 0o600)
     descriptors.write_whole(fd, json.dumps(value).encode())
 
 
@@ -451,7 +450,7 @@ def _is_alive(path: str) -> bool:
     with suppress(FileNotFoundError):
         if _probe(path):
             return True
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | _FLAGS)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | descriptors.OPEN_FLAGS)
     try:
         return not _try_flock(fd)
     finally:
