@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from xxhash import xxh3_64_digest
 
 from millpond.spill import codec as codec_module
 from millpond.spill import frames
@@ -286,12 +287,47 @@ def test_a_codec_that_fails_costs_nothing_but_space(caplog: pytest.LogCaptureFix
         assert compress(broken, memoryview(bytes(size))) is None
     assert compress(broken, memoryview(bytes(4003))) is None
     assert len(caplog.records) == 1, "said once"
+    assert "compress returned str, not bytes or None" in caplog.text
     assert encode(broken, memoryview(bytes(4001))) is None
 
 
+def stored_by(codec: Codec, value: bytes) -> memoryview:
+    stored = compress(codec, memoryview(value))
+    assert stored is not None
+    return memoryview(stored)
+
+
 def test_what_a_users_codec_raises_is_kept_apart() -> None:
-    with pytest.raises(CodecFailure, match=r"codec 'zlib' \(200\) failed"):
-        decompress_into(Zlib(), memoryview(b"nonsense"), memoryview(bytearray(10)))
+    damaged = bytes(stored_by(Zlib(), bytes(100)))[:-3]
+    what = rf"codec 'zlib' \(200\) failed on a frame of 100 bytes, stored in {len(damaged) - 8}: error: "
+    with pytest.raises(CodecFailure, match=what):
+        decompress_into(Zlib(), memoryview(damaged), memoryview(bytearray(100)))
+
+
+@pytest.mark.usefixtures("registry")
+def test_what_a_users_codec_has_compressed_bears_the_checksum_of_its_value() -> None:
+    value = b"spill" * 100
+    stored = stored_by(Zlib(), value)
+    assert stored[:8] == xxh3_64_digest(value)
+    assert zlib.decompress(stored[8:]) == value
+    for length in range(8):
+        with pytest.raises(CodecError, match="lacks its checksum"):
+            decompress_into(Zlib(), stored[:length], memoryview(bytearray(500)))
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_checksum_makes_no_frame_longer() -> None:
+    class Least(Zlib):
+        """Saves as many bytes as it is told."""
+
+        def __init__(self, saves: int) -> None:
+            self.saves = saves
+
+        def compress(self, frame: memoryview) -> bytes | None:
+            return bytes(len(frame) - self.saves)
+
+    assert compress(Least(8), memoryview(bytes(1000))) is None
+    assert len(stored_by(Least(9), bytes(1000))) == 999
 
 
 # --- lanes ---

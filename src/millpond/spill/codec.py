@@ -3,17 +3,18 @@
 Numbers stand in records and in the store's table. 0 is none, 1 lz4, 2 lz4 over shuffled bytes, from
 USER_MIN on those that programs register; AUTO is none of a record: it chooses one.
 Invariants: a number means the same codec in every member, or is unknown there; what a codec of a user
-raises, returns or leaves undone never harms another object.
+raises, returns, keeps or leaves undone harms no object: it works on copies, and what it makes of a frame is
+compared with the checksum of what it was given. The built-in ones fill a frame, or raise CodecError.
 Not here: how a value is cut into frames (`frames`), when compressing pays (`auto`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final, Protocol, TypeVar, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 import lz4.block
 import numpy as np
+from xxhash import xxh3_64_digest
 
 from millpond import log
 from millpond.spill.disk import copy_bytes
@@ -24,7 +25,8 @@ USER_MAX: Final = 255
 AUTO: Final = 256
 """In the store's table: each value is stored by the codec that `auto` chooses for it."""
 
-T = TypeVar("T")
+_CHECKSUM_BYTES: Final = 8
+"""Before each frame that a user's codec has stored: xxh3_64 of the frame's value, big-endian."""
 
 
 class CodecError(ValueError):
@@ -32,13 +34,15 @@ class CodecError(ValueError):
 
 
 class CodecFailure(Exception):
-    """A user's codec that cannot do its work, on bytes that may be right. Never leaves `millpond.spill`."""
+    """A user's codec that cannot do its work, or does it wrong, on bytes that may be right. Never leaves
+    `millpond.spill`."""
 
 
 @runtime_checkable
 class Codec(Protocol):
     """A way to compress one frame, which is at most 1 MiB of a value. Both methods are called from
-    several threads at once. The memory that they get is theirs only until they return.
+    several threads at once, with memory of their own. What they give back is verified: a codec that is
+    wrong is a SpillError at `get`, and the object stays on disk until the codec is right.
 
     Pass an instance as `compression`; every other member that reads or writes such objects calls
     `millpond.register_codec` with one of its own first.
@@ -220,18 +224,24 @@ def for_value(codec: Codec, value: memoryview) -> Codec | None:
 
 
 def compress(codec: Codec, frame: memoryview) -> bytes | None:
-    """`codec.compress`; None as well when a user's codec fails, which is said once, or makes it longer."""
+    """`codec.compress`; of a user's codec behind the checksum of `frame`, and None as well when it fails,
+    which is said once, or makes it longer."""
     if codec.number < USER_MIN:
         return codec.compress(frame)
-    stored = _guarded(codec, frame)
-    if not isinstance(stored, bytes) or len(stored) >= len(frame):
+    own = bytes(frame)
+    stored = _compressed(codec, own)
+    if stored is None:
         return None
-    return stored
+    checked = b"".join((xxh3_64_digest(own), stored))
+    return checked if len(checked) < len(own) else None
 
 
-def _guarded(codec: Codec, frame: memoryview) -> bytes | None:
+def _compressed(codec: Codec, frame: bytes) -> bytes | None:
     try:
-        return _lent(codec.compress, frame)
+        stored = codec.compress(memoryview(frame))
+        if isinstance(stored, bytes | None):
+            return stored
+        raise TypeError(f"compress returned {type(stored).__name__}, not bytes or None")
     except Exception:
         if codec.number not in _complained:
             _complained.add(codec.number)
@@ -239,21 +249,25 @@ def _guarded(codec: Codec, frame: memoryview) -> bytes | None:
         return None
 
 
-def _lent(call: Callable[..., T], *memories: memoryview) -> T:
-    """What `call` returns for views that end with it: the store's memory is not to be kept, nor released."""
-    views = [memory[:] for memory in memories]
-    result = call(*views)
-    for view in views:
-        view.release()  # BufferError: an array over it was kept
-    return result
-
-
 def decompress_into(codec: Codec, stored: memoryview, frame: memoryview) -> None:
-    """`codec.decompress_into`. Raises CodecError, or CodecFailure for what a user's codec raises."""
+    """`codec.decompress_into`. Raises CodecError, or CodecFailure when a user's codec raises or gives other
+    bytes than were compressed."""
     if codec.number < USER_MIN:
         codec.decompress_into(stored, frame)
         return
+    if len(stored) < _CHECKSUM_BYTES:
+        raise CodecError(f"a frame of {len(stored)} stored bytes lacks its checksum")
+    own = bytearray(len(frame))
+    work = f"a frame of {len(frame)} bytes, stored in {len(stored) - _CHECKSUM_BYTES}"
+    returned: object = None
     try:
-        _lent(codec.decompress_into, stored, frame)
+        returned = codec.decompress_into(memoryview(bytes(stored[_CHECKSUM_BYTES:])), memoryview(own))  # type: ignore[func-returns-value]
     except Exception as error:
-        raise CodecFailure(f"codec {codec.name!r} ({codec.number}) failed: {error}") from error
+        what = f"{type(error).__name__}: {error}"
+        raise CodecFailure(f"codec {codec.name!r} ({codec.number}) failed on {work}: {what}") from error
+    copy_bytes(frame, memoryview(own))
+    if xxh3_64_digest(frame) != stored[:_CHECKSUM_BYTES]:
+        hint = "" if returned is None else f" (it returned {type(returned).__name__}: it must fill the frame)"
+        raise CodecFailure(
+            f"codec {codec.name!r} ({codec.number}) made other bytes than it was given of {work}{hint}"
+        )

@@ -1,8 +1,9 @@
 """The format of a compressed payload, and the work of making and reading one on several processors.
 
 Format: frames, one for each MiB of the value (the last one may be shorter), each a u32 (stored length; top
-bit: stored as it is, because compressing it did not pay) and then the stored bytes. A codec only ever
-sees single frames, so values of any size stream through a few MiB, and frames need not wait for each other.
+bit: stored as it is, because compressing it did not pay) and then the stored bytes (of a user's codec, a
+checksum first: `codec`). A codec only ever sees single frames, so values of any size stream through a few
+MiB, and frames need not wait for each other.
 Invariants: a frame never grows; lengths read from disk are checked before they are used; whatever
 the stored bytes are, decoding ends in the exact number of bytes or in an error.
 Not here: what compresses a frame (`codec`, `auto`), records and checksums (`record`, `reader`).

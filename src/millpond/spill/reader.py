@@ -330,7 +330,11 @@ class SpillReader:
             except (RecordError, CodecError):  # perhaps damaged only on its way here
                 return self._read_once(path, directory, direct, read)
         except CodecFailure as error:
-            raise SpillError(errno.ENOTSUP, f"{error}. The object stays on disk", path) from error
+            raise SpillError(
+                errno.ENOTSUP,
+                f"object {wanted.entry}.{wanted.birth} of {wanted.size} bytes: {error}. It stays on disk",
+                path,
+            ) from error
         except (RecordError, CodecError, _Short) as error:
             raise _lost(wanted, path, str(error)) from error
         except OSError as error:
