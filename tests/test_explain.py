@@ -161,6 +161,7 @@ def test_reasons_and_advice(store: millpond.Store) -> None:
         "table": {i: i * 0.5 for i in range(500)},
         "ref": store.put(1),
         "call": lambda: 1,
+        "masked": np.ma.array(np.ones(1000)),
     }
     parts = by_path(store, value)
     told = {path.removeprefix("value"): (part.kind, part.advice) for path, part in parts.items()}
@@ -172,6 +173,7 @@ def test_reasons_and_advice(store: millpond.Store) -> None:
     assert "array of keys" in told["['table']"][1]
     assert told["['ref']"] == ("ObjectRef", "")
     assert told["['call']"][0] == "function"
+    assert "np.asarray" in told["['masked']"][1]
     assert not any(part.zero_copy for part in parts.values())
 
 

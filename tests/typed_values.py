@@ -53,8 +53,8 @@ ROWS = [
     Row("slice of an `ndarray`, 1000 numbers", "so much is stored; " + VIEW, lambda np: numbers()[5:1005]),
     Row("`ndarray` of Python objects", OBJECTS, lambda np: np.array(texts(), dtype=object)),
     Row(
-        "masked array, `recarray`",
-        "numpy pickles them in-band",
+        "masked array, `memmap`, other subclasses of `ndarray`",
+        "numpy pickles them in-band: put `np.asarray(x)`",
         lambda np: np.ma.array(numbers()),
     ),
     Row("`bytes`", INBAND + ": `create_buffer` can", lambda np: bytes(8 * COUNT)),

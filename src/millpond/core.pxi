@@ -495,7 +495,7 @@ cdef class Core(Member):
                 if nonce >> 16 == family:
                     mp_token_cancel(&self.m, token, nonce)
 
-    def _name_set(self, str name, ObjectRef ref, bint replace):
+    def _name_set(self, str name not None, ObjectRef ref, bint replace):
         cdef bytes text = name.encode()
         cdef const char *p = text
         cdef uint32_t n = len(text)
@@ -509,7 +509,7 @@ cdef class Core(Member):
         if code != MP_OK:
             raise self.failure(code, ref.id)
 
-    def _name_hold(self, str name):
+    def _name_hold(self, str name not None):
         """A ref to what the name holds, or None."""
         cdef bytes text = name.encode()
         cdef const char *p = text
@@ -526,7 +526,7 @@ cdef class Core(Member):
             raise self.failure(code, f"the name {name!r}")
         return taken(ref, entry, birth)
 
-    def _name_remove(self, str name):
+    def _name_remove(self, str name not None):
         cdef bytes text = name.encode()
         cdef const char *p = text
         cdef uint32_t n = len(text)

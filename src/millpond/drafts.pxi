@@ -115,6 +115,9 @@ cdef class Draft:
     def __exit__(self, *exc_info):
         self.abort()
 
+    def __reduce__(self):
+        raise TypeError("a draft stays in the process that writes it: send draft.ref, which others may wait for")
+
     def __dealloc__(self):
         if self.core is not None and self.ref is not None and self.owner == self.core.m.slot_word:
             if not self.ended and self.core.m.state == MP_MEMBER_OPEN:

@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, cdivision=True, initializedcheck=False
+# cython: language_level=3, boundscheck=False, cdivision=True, initializedcheck=False, auto_pickle=False
 """The Cython face of the kernel, and the hot path: refs, views, get and put without an interpreted step.
 
 Invariants: a View is one pin and lives as long as anything built over its bytes; an ObjectRef is

@@ -57,6 +57,8 @@ def unpack(data: bytes) -> HandOff:
 
     Raises ObjectNotFoundError when `data` is not one, was damaged, or is of another version.
     """
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise TypeError(f"a ref comes out of the bytes that export gave, not out of {type(data).__name__}")
     if len(data) != HANDOFF_BYTES or data[:4] != _MAGIC:
         raise ObjectNotFoundError(
             f"{len(data)} bytes that are not a pickled ref: it has {HANDOFF_BYTES} and begins with {_MAGIC!r}"

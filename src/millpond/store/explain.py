@@ -242,9 +242,11 @@ _COPIES = {
 def _weightiest(node: Node) -> Node:
     """What most of a value's copied bytes belong to: the value itself, or a part deep inside."""
     while node.kind not in _COPIES and node.parts:
-        largest = max((part for _, part in node.parts), key=lambda part: part.copied)
+        step, largest = max(node.parts, key=lambda part: part[1].copied)
         if 2 * largest.copied < node.copied or largest.kind == "same":
             break
+        if largest.kind == "bytes" and step.startswith(_INTERNAL):
+            break  # its type's doing: the user has no bytes
         node = largest
     return node
 
@@ -265,7 +267,10 @@ def _judged_copy(node: Node) -> tuple[str, str]:
     if node.kind in ("dict", "defaultdict", "OrderedDict", "Counter"):
         few = main not in _NUMBERS | {"str"} or node.count <= ALIKE_MAX
         return reason, "" if few else "an array of keys and one of values would be shared"
-    return "rebuilt by its type", "register_reducer can share the memory of such a type"
+    return (
+        "rebuilt by its type",
+        "register_reducer can share the memory of such a type; np.asarray(x), that of an array's subclass",
+    )
 
 
 _RECORDS = frozenset({"dict", "tuple", "list"})

@@ -54,19 +54,18 @@ class Options(NamedTuple):
     ) -> Options:
         """The options as `Store` takes them, checked. Raises ValueError or TypeError saying what to pass."""
         total = usable_memory()
-        memory = default_memory_limit() if memory_limit is None else parse_bytes(memory_limit, total)
+        memory = (
+            default_memory_limit() if memory_limit is None else _bytes("memory_limit", memory_limit, total)
+        )
         if not MEMORY_MIN <= memory <= MEMORY_MAX:
             raise ValueError(f"memory_limit is {memory} bytes; possible are {MEMORY_MIN} (1 MiB) to 4 TiB")
         codec = number_of(compression)
         resolve(eviction)
-        if handoff_timeout is not None and not 0 < handoff_timeout < SECONDS_END:
-            raise ValueError(f"handoff_timeout is {handoff_timeout}; pass positive seconds, or None for ever")
-        disk = NO_LIMIT if spill_limit is None else parse_bytes(spill_limit, None)
+        check_lapse("handoff_timeout", handoff_timeout)
+        disk = NO_LIMIT if spill_limit is None else _bytes("spill_limit", spill_limit, None)
         overflow = max(memory // OVERFLOW_SHARE, OVERFLOW_MIN)
         if overflow_limit is not None:
-            overflow = parse_bytes(overflow_limit, total)
-        if max(disk, overflow) > NO_LIMIT:
-            raise ValueError(f"spill_limit or overflow_limit is {max(disk, overflow)} bytes, beyond 64 bits")
+            overflow = _bytes("overflow_limit", overflow_limit, total)
         return cls(memory, _directories(spill_dir, disk), disk, codec, eviction, handoff_timeout, overflow)
 
     def to_config(self) -> bytes:
@@ -74,14 +73,36 @@ class Options(NamedTuple):
         return json.dumps({"spill_dirs": self.spill_dirs}).encode()
 
 
+def check_lapse(option: str, seconds: float | None) -> None:
+    """Whether a hand-off can lapse after so many seconds, None among them. Raises ValueError, TypeError."""
+    if seconds is not None and not hasattr(seconds, "__float__"):
+        raise TypeError(f"{option} is {seconds!r}: pass a number of seconds, or None")
+    if seconds is not None and not 0 < seconds < SECONDS_END:
+        raise ValueError(f"{option} is {seconds}: pass positive seconds, below {SECONDS_END:.0e}, or None")
+
+
+def _bytes(option: str, value: int | str, total: int | None) -> int:
+    try:
+        count = parse_bytes(value, total)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{option}: {error}") from None
+    if count > NO_LIMIT:
+        raise ValueError(f"{option} is {count} bytes, beyond 64 bits")
+    return count
+
+
 def _directories(spill_dir: PathLike | Sequence[PathLike] | None, disk: int) -> tuple[str, ...]:
     if disk == 0:
         return ()
     if spill_dir is None:
         return (os.path.abspath(default_base()),)
+    if not isinstance(spill_dir, str | os.PathLike | Sequence) or isinstance(spill_dir, bytes):
+        raise TypeError(f"spill_dir is {spill_dir!r}: name a directory, or several in a list")
     several = [spill_dir] if isinstance(spill_dir, str | os.PathLike) else list(spill_dir)
-    if not several:
-        raise ValueError("spill_dir is an empty list: name a directory, or pass spill_limit=0 never to spill")
+    if not all(map(os.fspath, several)) or not several:
+        raise ValueError(
+            f"spill_dir is {spill_dir!r}: name a directory, or pass spill_limit=0 never to spill"
+        )
     return tuple(os.path.abspath(os.fspath(path)) for path in several)
 
 

@@ -165,6 +165,10 @@ def root_of(key: str | bytes | None = None) -> str:
     not safe to use.
     """
     named = isinstance(key, str) and key.startswith("/")
+    if named and not _UUID.fullmatch(os.path.basename(os.path.normpath(str(key)))):
+        raise AttachError(
+            f"{key!r} is no address of a store: pass store.address, which ends in 32 hex digits, or a name"
+        )
     if named:
         path = os.path.dirname(os.path.normpath(str(key)))
     else:
@@ -208,6 +212,7 @@ def _refuse_unless_private(path: str, status: os.stat_result, kind: int) -> None
         reason = f"it belongs to user {status.st_uid}, and this process runs as {os.geteuid()}"
     elif mode & 0o077:
         reason = f"other users may access it (mode {mode:04o}); chmod {mode & 0o700:04o} it"
+        reason += " if only stores are in it" if kind == stat.S_IFDIR else ""
     if reason:
         raise AttachError(
             f"{path} is refused: {reason}, or set MILLPOND_DIR to a directory of your own, "

@@ -39,9 +39,13 @@ _ABSENT: Any = object()
 
 
 class Deadline:
-    """When a call must have ended; `timeout` in seconds, None for never."""
+    """When a call must have ended; `timeout` in seconds, None for never. Raises TypeError, ValueError."""
 
     def __init__(self, timeout: float | None) -> None:
+        if timeout is not None and not hasattr(timeout, "__float__"):
+            raise TypeError(f"timeout is {timeout!r}: pass a number of seconds")
+        if timeout != timeout:
+            raise ValueError(f"timeout is {timeout}: it would never be over. Pass a number of seconds")
         self.timeout = timeout
         self._end = None if timeout is None else time.monotonic() + timeout
 

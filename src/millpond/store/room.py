@@ -330,8 +330,10 @@ def _disk_step(totals: dict[str, Any]) -> str:
     limit = totals["spill_limit"]
     if limit == 0:
         return "spilling is off (spill_limit=0): allow it"
-    held = f"the disk holds {format_bytes(totals['disk_bytes'])}"
-    return held if limit is None else f"{held} of spill_limit {format_bytes(limit)}: raise it"
+    held = format_bytes(totals["disk_bytes"])
+    if limit is None:
+        return f"make room on the disk, where the store has {held}"
+    return f"raise spill_limit: {held} of {format_bytes(limit)} are on the disk"
 
 
 def _free(totals: dict[str, Any]) -> int:

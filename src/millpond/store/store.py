@@ -38,7 +38,7 @@ from millpond.spill.writer import SpillWriter
 from millpond.store import inspection, membership, peers, serialize
 from millpond.store.cleaner import Cleaner
 from millpond.store.janitor import Janitor
-from millpond.store.options import Options, PathLike, parse_config
+from millpond.store.options import Options, PathLike, check_lapse, parse_config
 from millpond.store.prefetch import Prefetch
 from millpond.store.restore import Deadline, Restore
 from millpond.store.room import Room
@@ -263,20 +263,26 @@ class Store(Core):
         shape, dtype: of a C-contiguous array of numbers. timeout: seconds to wait for room.
         Raises StoreFullError (a draft must be in memory: use `put` for what is larger), ValueError.
         """
-        dims = tuple(operator.index(n) for n in ([shape] if hasattr(shape, "__index__") else shape))
+        try:
+            dims = tuple(operator.index(n) for n in ([shape] if hasattr(shape, "__index__") else shape))
+        except TypeError:
+            raise TypeError(f"the shape is {shape!r}: pass an int, or a sequence of ints") from None
         kind = np.dtype(dtype)
         if (kind.num > 16 and kind.num != 23) or not kind.isnative:
             raise ValueError(f"a draft holds numbers in native byte order, not {kind}: use put")
         nbytes = kind.itemsize * math.prod(dims)
         if any(n < 0 for n in dims) or len(dims) > 32 or nbytes >> 63:
-            raise ValueError(f"{dims} is no shape of an array")
+            raise ValueError(
+                f"{dims} is no shape of an array of {kind}: up to 32 dimensions, below 2**63 bytes"
+            )
         return self._new_draft(nbytes, dims, kind, name, timeout)
 
     def create_buffer(self, nbytes: int, *, name: str | None = None, timeout: float | None = None) -> Draft:
         """A draft of `nbytes` bytes whose `buffer` is a writable memoryview; `get` gives a read-only one."""
+        nbytes = operator.index(nbytes)
         if nbytes < 0 or nbytes >> 63:
-            raise ValueError(f"a buffer has no {nbytes} bytes")
-        return self._new_draft(operator.index(nbytes), None, None, name, timeout)
+            raise ValueError(f"a buffer of {nbytes} bytes cannot be: pass 0 or more, below 2**63")
+        return self._new_draft(nbytes, None, None, name, timeout)
 
     def _new_draft(
         self, nbytes: int, shape: Any, dtype: Any, name: str | None, timeout: float | None
@@ -313,12 +319,18 @@ class Store(Core):
         with Using(self):
             deadline = Deadline(timeout)
             if isinstance(ref, list | tuple):
-                return self._restore.get_list([self._own(one) for one in ref], deadline, copy)
-            return self._restore.get(self._own(ref), deadline, copy)
+                return self._restore.get_list(self._own_all(ref), deadline, copy)
+            return self._restore.get(self._own(ref, "a ref or a list of refs"), deadline, copy)
 
-    def _own(self, ref: Any) -> ObjectRef:
+    def _own_all(self, refs: ObjectRef | Iterable[ObjectRef]) -> list[ObjectRef]:
+        """One ref or several, as a list: looked at before anything is done with any of them."""
+        if isinstance(refs, ObjectRef) or not isinstance(refs, Iterable):
+            return [self._own(refs, "a ref or several")]
+        return [self._own(ref) for ref in refs]
+
+    def _own(self, ref: Any, expected: str = "a ref") -> ObjectRef:
         if type(ref) is not ObjectRef:
-            raise TypeError(f"expected a ref or a list of refs, not {type(ref).__name__}")
+            raise TypeError(f"expected {expected}, not {type(ref).__name__}")
         if ref._store is not self:
             if ref._store.uuid == self.uuid:
                 raise ValueError(f"{ref!r} came from a membership that was closed: load or look it up again")
@@ -333,7 +345,7 @@ class Store(Core):
         Returns when `num_returns` are ready or `timeout` seconds are over; both lists keep the order.
         """
         with Using(self):
-            mine = [self._own(ref) for ref in refs]
+            mine = self._own_all(refs)
             if not 0 <= num_returns <= len(mine):
                 raise ValueError(f"num_returns is {num_returns}, there are {len(mine)} refs")
             deadline = Deadline(timeout)
@@ -375,8 +387,8 @@ class Store(Core):
             if isinstance(what, str):
                 self._name_remove(what)
                 return
-            for ref in [what] if isinstance(what, ObjectRef) else list(what):
-                self._delete(self._own(ref))
+            for ref in self._own_all(what):
+                self._delete(ref)
 
     def __contains__(self, ref: object) -> bool:
         """Whether a ref's value, or a name, is there: sealed or being written, in memory or on disk."""
@@ -402,8 +414,9 @@ class Store(Core):
         deliveries: loads that it is good for; 0: it keeps nothing alive. timeout: seconds; None: the store's.
         family: with it, `_token_withdraw` can end the hand-off.
         """
-        if not 0 <= deliveries < 1 << 32 or (timeout is not None and not timeout > 0):
-            raise ValueError(f"{deliveries} deliveries within {timeout} s: both must be positive")
+        if not 0 <= operator.index(deliveries) < 1 << 32:
+            raise ValueError(f"{deliveries} deliveries: pass a count below 2**32")
+        check_lapse("timeout", timeout)
         entry, birth = ref._key
         with Using(self):
             if deliveries == 0:
@@ -483,8 +496,7 @@ class Store(Core):
             self._room.spiller.stop()  # what it is writing is nobody else's to spill
             rows = self._candidates()
             if refs is not None:
-                wanted = [self._own(ref)._key for ref in ([refs] if isinstance(refs, ObjectRef) else refs)]
-                births = np.array([birth for _, birth in wanted], "u8")
+                births = np.array([ref._key[1] for ref in self._own_all(refs)], "u8")
                 rows = rows[np.isin(rows["birth"], births)]
             return self._room.clean_and_evict(rows)
 
@@ -496,8 +508,7 @@ class Store(Core):
         stays on disk, and its `get` says why. Raises TypeError, ValueError, StoreClosedError.
         """
         with Using(self):
-            mine = [self._own(ref) for ref in ([refs] if isinstance(refs, ObjectRef) else refs)]
-            self._prefetch.add([ref for ref in mine if self._state(ref) == Code.SPILLED])
+            self._prefetch.add([ref for ref in self._own_all(refs) if self._state(ref) == Code.SPILLED])
 
     def stats(self) -> Stats:
         """Bytes and counts by place and state, and totals since creation. Scans the table."""
@@ -544,6 +555,8 @@ def connect(key: str | bytes, *, create: bool = False, **options: Any) -> Store:
     create: make a store of that name if there is none; `options` are those of `Store`.
     Raises AttachError saying what was tried and why it failed.
     """
+    if not isinstance(key, str | bytes):
+        raise TypeError(f"a store is found by its name or address, text, not by {key!r}")
     if options and not create:
         raise TypeError("options describe a new store: pass create=True with them")
     checked = Options.check(**options) if create else None
