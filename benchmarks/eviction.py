@@ -6,7 +6,7 @@ With --real, a part of each trace, scaled down, also runs through a real store. 
 `future` takes what will be read last (Belady 1966; no bound where sizes differ). Prints Markdown, and
 with --plot draws a picture.
 
-Run: python benchmarks/eviction.py [--members 1] [--real] [--plot docs/eviction.svg]
+Run: python benchmarks/eviction.py [--members 1] [--real] [--plot docs/pictures/eviction.svg]
 """
 
 from __future__ import annotations
