@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import os
 import shutil
@@ -16,7 +17,9 @@ import numpy as np
 import pytest
 
 import millpond
+from disks import mounted_ext4
 from millpond.spill import trouble
+from millpond.store import registry
 from ponds import Pond
 from spill_fakes import Failing
 
@@ -104,7 +107,9 @@ def test_the_error_says_what_is_kept_free(
     assert error.value.errno == errno.ENOSPC
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EMFILE, errno.EROFS, errno.EINTR])
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.EROFS, errno.EINTR]
+)
 @pytest.mark.parametrize("name", ["open", "pwritev", "statvfs"])
 def test_any_error_leaves_objects_in_memory(pond: Pond, name: str, number: int) -> None:
     store = pond.store("8MiB")
@@ -156,6 +161,83 @@ def test_every_call_of_reclaiming_may_fail(pond: Pond, number: int, for_ever: bo
         refs.clear()
         store.close()
     assert nth > 5
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_disk_that_becomes_read_only(pond: Pond, tmp_path: Path, direct: bool) -> None:
+    """As it does by itself after an error of the device: what is on it stays readable, also for a newcomer;
+    what is in memory stays there."""
+    with mounted_ext4(tmp_path, "64M") as disk:
+        store = pond.store("8MiB", spill_dir=disk.path / "spill")
+        store._directories._places[0].direct = direct
+        refs = {seed: store.put(noise(seed, MIB // 4)) for seed in range(60)}
+        assert store.stats().spilled_objects > 20
+        disk.break_down()
+        with pytest.raises(millpond.StoreFullError, match="Read-only file system"):
+            for seed in range(60, 120):
+                refs[seed] = store.put(noise(seed, MIB // 4))
+        late = pond.member(store)
+        late.run(load, 1000, 4)
+        assert store.check() == []
+        for seed, ref in refs.items():
+            assert np.array_equal(ref.get(copy=True), noise(seed, MIB // 4))
+        late.run(forget)
+        refs.clear()
+        del ref
+        assert store.put(noise(0)).get(copy=True).nbytes == MIB, "memory is free at once"
+        assert store.check() == []
+        pond.end_workers()
+        store.close()
+        assert Path(store.address).is_dir(), "the record of what could not be removed"
+    root = str(pond.registry)
+    with registry.locked(root):
+        registry.sweep(root)
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_real_disk_fills_up(pond: Pond, tmp_path: Path, direct: bool) -> None:
+    """A filesystem on a device, with a journal and delayed allocation; nothing of it is kept free."""
+    with mounted_ext4(tmp_path, "16M") as disk:
+        store = pond.store("8MiB", spill_dir=disk.path / "spill")
+        store._directories._floor = 0
+        store._directories._places[0].direct = direct
+        refs: dict[int, Any] = {}
+        for turn in range(3):
+            with pytest.raises(millpond.StoreFullError, match="spill"):
+                for seed in range(turn * 1000, turn * 1000 + 200):
+                    refs[seed] = store.put(noise(seed, 150_000))
+            assert len(refs) > 80
+            assert store.check() == []
+            for seed, ref in refs.items():
+                assert np.array_equal(ref.get(copy=True), noise(seed, 150_000))
+            for seed in [seed for seed in refs if seed % 3]:
+                del refs[seed]
+        refs.clear()
+        del ref
+
+
+def test_a_refusal_keeps_nobodys_refs(pond: Pond) -> None:
+    """The error's frames do not hold each other: what the caller lets go is gone at once, without Python's
+    garbage collection."""
+    store = pond.store("8MiB")
+    segments = store._writer._segments
+    segments._system = store._directories.system = Failing(errno.EROFS, 1, ["statvfs"], for_ever=True)
+
+    def fill() -> None:
+        refs = []
+        try:
+            while True:
+                refs.append(store.put(noise(0)))
+        except millpond.StoreFullError:
+            assert len(refs) > 5
+
+    gc.disable()
+    try:
+        for _ in range(3):
+            fill()
+            assert len(list(store.objects())) == 0
+    finally:
+        gc.enable()
 
 
 def test_a_directory_that_vanishes_is_made_again(pond: Pond, caplog: pytest.LogCaptureFixture) -> None:

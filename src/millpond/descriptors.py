@@ -33,7 +33,10 @@ def close(*fds: int) -> None:
             if error.errno == errno.EBADF:
                 failure = error
     if failure is not None:
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # this very frame is in it
 
 
 def read_whole(fd: int, most: int = 64 << 10) -> bytes:

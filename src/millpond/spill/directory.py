@@ -142,8 +142,10 @@ def _make_base(base: Path) -> None:
 
 
 def _make_private(path: Path) -> None:
-    with suppress(FileExistsError):
-        os.mkdir(path, 0o700)
+    """One that is there is only looked at: making it would wait for a disk that hangs."""
+    if not os.path.lexists(path):
+        with suppress(FileExistsError):
+            os.mkdir(path, 0o700)
     _refuse_unless_private(path, os.lstat(path))
 
 

@@ -24,8 +24,10 @@ from typing import Final
 import numpy as np
 
 from millpond import descriptors
+from millpond.errors import SpillError
 from millpond.hot import punch_hole
 from millpond.spill.record import PAGE
+from millpond.units import format_bytes
 
 CALL_BYTES: Final = 8 << 20
 """Most bytes of payload in one call: more is not faster, less is."""
@@ -70,9 +72,16 @@ class System:
 def aligned_buffer(nbytes: int) -> memoryview:
     """`nbytes` of private memory that starts on a page; freed with its last view.
 
-    Not shared with forked children, unlike the default of an anonymous mmap.
+    Not shared with forked children, unlike the default of an anonymous mmap. Raises SpillError (ENOMEM).
     """
-    return memoryview(mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    try:
+        return memoryview(mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    except OSError as error:
+        raise SpillError(
+            error.errno,
+            f"no {format_bytes(nbytes)} of private memory for what goes to the disk or comes from there: "
+            f"{error.strerror}. Nothing is lost; is the address space limited (ulimit -v)?",
+        ) from error
 
 
 class BufferPool:

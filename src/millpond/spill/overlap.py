@@ -111,4 +111,7 @@ def _wait_whatever_comes(event: Flag) -> None:
         except BaseException as error:
             interrupt = error
     if interrupt is not None:
-        raise interrupt
+        try:
+            raise interrupt
+        finally:
+            del interrupt  # this very frame is in it

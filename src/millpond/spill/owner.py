@@ -41,6 +41,8 @@ def file_of(directory: Path) -> Path:
 
 def sign(directory: Path, registry: str | None) -> None:
     """Writes whose `directory` is, unless that is known. `registry`: the store's directory there."""
+    if os.path.lexists(file_of(directory)):
+        return  # known: nothing is written, which would wait for a disk that hangs
     text = json.dumps({"boot_id": boot_id(), "host": os.uname().nodename, "registry": registry})
     with suppress(FileExistsError):
         fd = os.open(file_of(directory), os.O_WRONLY | os.O_CREAT | os.O_EXCL | descriptors.OPEN_FLAGS, 0o600)

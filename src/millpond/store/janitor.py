@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from millpond import log
 from millpond.flag import Flag
-from millpond.store.threads import await_end, start
+from millpond.store.threads import FORK_PATIENCE_S, await_end, start
 
 if TYPE_CHECKING:
     from millpond.store.store import Store
@@ -53,16 +53,16 @@ class Janitor:
                 if start(thread):  # else slow paths do the work
                     self._thread = thread
 
-    def stop(self) -> bool:
-        """Ends the thread and waits for it, unless it may be waiting for this one; whether there was one.
-        Harmless in the thread itself."""
+    def stop(self, timeout: float | None = None) -> bool:
+        """Ends the thread and waits for it, unless it may be waiting for this one, `timeout` seconds at most;
+        whether there was one. Harmless in the thread itself."""
         with self._lock:
             thread, self._thread = self._thread, None
             self._ending.set()
         if thread is None:
             return False
         store = self._store()
-        await_end(thread, store._room if store is not None else None)
+        await_end(thread, store._room if store is not None else None, timeout)
         return True
 
     def _collect_garbage(self, store: Store) -> None:
@@ -96,7 +96,7 @@ _stopped: list[Janitor] = []
 
 def _before_fork() -> None:
     for janitor in list(_janitors):
-        if janitor.stop():
+        if janitor.stop(FORK_PATIENCE_S):
             _stopped.append(janitor)  # while we wait for its end, another thread may fork as well
 
 

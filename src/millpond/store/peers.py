@@ -37,6 +37,7 @@ SLOTS = 256
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, length, pid
 _MFD_NOEXEC_SEAL = 0x8
 _OPEN_FILES = "raise the limit on open files (ulimit -n)"
+_SANDBOX = "a sandbox (seccomp) forbids a call: allow memfd_create, ftruncate, and fcntl with F_ADD_SEALS"
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
@@ -146,6 +147,8 @@ def _memfd_refusal(size: int, error: OSError) -> str:
         errno.EFBIG: "raise the limit on file sizes (ulimit -f), which counts memory files too",
         errno.EMFILE: _OPEN_FILES,
         errno.EACCES: "the system forbids memory files (sysctl vm.memfd_noexec)",
+        errno.EPERM: _SANDBOX,
+        errno.ENOSYS: _SANDBOX,
     }.get(error.errno or 0, "lower memory_limit")
     return f"no shared memory of {size} bytes of address space: {error.strerror}; {cause}"
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 from millpond import log
 from millpond.errors import MillpondError
 from millpond.hot import Core, ObjectRef, Using
-from millpond.store.threads import await_end, start
+from millpond.store.threads import FORK_PATIENCE_S, await_end, start
 
 if TYPE_CHECKING:
     from millpond.store.ahead import Ahead
@@ -64,9 +64,9 @@ class Prefetch:
             else:
                 self._requests.clear()  # gets will do the work
 
-    def stop(self, forget: bool) -> None:
-        """Ends the thread at its next step and waits for it, unless it may be waiting for this one; with
-        `forget`, also all requests."""
+    def stop(self, forget: bool, timeout: float | None = None) -> None:
+        """Ends the thread at its next step and waits for it, unless it may be waiting for this one, `timeout`
+        seconds at most; with `forget`, also all requests."""
         with self._lock:
             self._stopping = True
             thread = self._thread
@@ -74,7 +74,7 @@ class Prefetch:
                 self._requests.clear()
         try:
             if thread is not None:
-                await_end(thread, self._ahead.room if self._ahead is not None else None)
+                await_end(thread, self._ahead.room if self._ahead is not None else None, timeout)
         finally:
             self._stopping = False
 
@@ -122,7 +122,7 @@ _all: weakref.WeakSet[Prefetch] = weakref.WeakSet()
 
 def _before_fork() -> None:
     for prefetch in list(_all):
-        prefetch.stop(forget=False)
+        prefetch.stop(forget=False, timeout=FORK_PATIENCE_S)
 
 
 def _after_fork_in_parent() -> None:

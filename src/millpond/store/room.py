@@ -28,6 +28,7 @@ from millpond.eviction.ranking import Ranking
 from millpond.hot import BLOCK, Batch, Code, Core, Queued, Using
 from millpond.spill.overlap import Overlap
 from millpond.spill.segments import is_mine
+from millpond.spill.trouble import Troubles
 from millpond.store.spiller import Spiller
 from millpond.units import format_bytes
 
@@ -39,6 +40,9 @@ STEP_BYTES = 8 << 20
 AHEAD_SHARE = 8
 """One part in so many of the limit is kept free ahead of the puts while they come."""
 COMMIT_STEP = 2 << 20
+MEMORY = "memory"
+REFUSED_S = 10.0
+"""So long ago memory was refused, if that is a reason why there is no room."""
 GC_INTERVAL_S = 1.0
 BARREN_S = 0.25
 SCATTERED_SHARE = 8
@@ -59,6 +63,7 @@ class Room:
         self._core = core
         self._writer = writer
         self.spiller = Spiller(self)
+        self._troubles = Troubles()
         self._lock = RLock()
         self._ranks = RLock()
         self._ranking: Ranking | None = None
@@ -97,10 +102,13 @@ class Room:
 
     def _commit(self, size: int) -> bool:
         """Commits memory below the limit, if the machine has it."""
-        wanted = max(size + BLOCK, COMMIT_STEP)
-        if headroom() < wanted:
+        if headroom() < _to_commit(size):
             return False
         code: int = self._core._grow(size)
+        if code == Code.SYSTEM:
+            self._troubles.met(MEMORY, f"the system refuses to commit it ({self._core._fail(code, MEMORY)})")
+        elif code == Code.OK:
+            self._troubles.works(MEMORY)
         return code == Code.OK
 
     def _regroup(self, size: int) -> bool:
@@ -308,10 +316,22 @@ class Room:
             f"no room for {format_bytes(size)}: {committed} of memory_limit {limit} are committed, "
             f"{format_bytes(_free(totals))} of them free"
             + (", for which others wait longer" if lacking else "")
+            + self._not_committed(size, totals)
             + f"; {self._kept(totals['spill_limit'] != 0)}. "
             f"Drop views or refs, raise memory_limit, or {_disk_step(totals)}"
             + (f". The disk said: {refusal}" if refusal else "")
         )
+
+    def _not_committed(self, size: int, totals: dict[str, Any]) -> str:
+        """Why there is not more memory, where that is not for the limit."""
+        if totals["committed_bytes"] + size + BLOCK > totals["memory_limit"]:
+            return ""
+        if self._troubles.lately(MEMORY, REFUSED_S):
+            return ", and the system refuses to commit more (a sandbox? ulimit -f?)"
+        spare = headroom()
+        if spare < _to_commit(size):
+            return f", and this machine, or a memory cgroup, has {format_bytes(max(0, spare))} to spare"
+        return ""
 
     def _kept(self, pinned: bool) -> str:
         """Which members keep how much from leaving memory, the most first: by pins, or, where nothing is
@@ -324,6 +344,11 @@ class Room:
         )
         more = f", more by {len(members) - 8} others" if len(members) > 8 else ""
         return f"{'pinned' if pinned else 'held'} are {shown}{more}"
+
+
+def _to_commit(size: int) -> int:
+    """Bytes that must be to spare before memory for a value of `size` bytes is committed."""
+    return max(size + BLOCK, COMMIT_STEP)
 
 
 def _disk_step(totals: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from millpond import log
 from millpond.errors import StoreClosedError
 from millpond.flag import Flag
-from millpond.store.threads import await_end, may_await, start
+from millpond.store.threads import FORK_PATIENCE_S, await_end, may_await, start
 
 if TYPE_CHECKING:
     from millpond.store.room import Room
@@ -72,14 +72,15 @@ class Spiller:
                 pass
         return self.freed != seen
 
-    def stop(self) -> None:
-        """Ends the thread and waits for it, unless it may be waiting for this one. Harmless in itself."""
+    def stop(self, timeout: float | None = None) -> None:
+        """Ends the thread and waits for it, unless it may be waiting for this one; `timeout` seconds at most.
+        Harmless in itself."""
         with self._lock:
             thread, self._thread = self._thread, None
             self._stopping.set()
         self._wanted.set()
         if thread is not None:
-            await_end(thread, self._room())
+            await_end(thread, self._room(), timeout)
 
     def _run(self, stopping: Flag) -> None:
         with self._lock:
@@ -129,7 +130,7 @@ _spillers: weakref.WeakSet[Spiller] = weakref.WeakSet()
 
 def _before_fork() -> None:
     for spiller in list(_spillers):
-        spiller.stop()
+        spiller.stop(FORK_PATIENCE_S)
 
 
 def _after_fork_in_child() -> None:

@@ -217,7 +217,7 @@ class Store(Core):
                     try:
                         ref = self._put_on_disk(encoded, self._writer)
                     except SpillError as error:
-                        refusal = error
+                        refusal = error.with_traceback(None)  # this very frame is in it
                 if ref is not None:
                     return ref
                 if deadline.passed:
