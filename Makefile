@@ -11,7 +11,7 @@ SOURCES := setup.py $(shell find src/millpond -name '*.py' -o -name '*.pyi' -o -
 KERNEL := $(wildcard src/millpond/kernel/*.c)
 STRICT := -O2 -std=gnu11 -Wall -Wextra -Werror -fvisibility=hidden -pthread -Isrc/millpond/kernel
 
-.PHONY: help bench-choices bench-engines venv wheel sdist demo test test-wheel test-sdist docs pictures nightly check check-style check-types check-kernel check-instructions failpoints proof storm jitter soak bench bench-peers stress clean
+.PHONY: help bench-choices bench-engines venv wheel sdist demo test test-wheel test-sdist docs pictures nightly check check-style check-types check-kernel check-storm check-instructions failpoints proof storm jitter soak bench bench-peers stress clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -99,16 +99,19 @@ nightly: venv failpoints ## the tests that sample, in full: every hit of every f
 proof: venv failpoints ## everything that is sampled elsewhere, in full, with a table of its counts (under an hour; PARTS="storm" for some)
 	$(BIN)/python tests/proof.py $(PARTS)
 
-storm: venv ## half an hour of kills and stops over eight processes
-	$(BIN)/python tests/storm.py --seconds 1800
+STORM := $(BIN)/python tests/storm.py
+JITTER := PYTHONPATH=build/failpoints MILLPOND_FAILPOINT_JITTER=20:3000 $(STORM) --memory 24MiB --segment 256KiB --pause 0.2
+
+storm: venv ## half an hour of kills and stops over eight processes (ARGS="--seed 7")
+	$(STORM) --seconds 1800 $(ARGS)
 
 jitter: failpoints ## ten minutes of it where every process sleeps for a moment between any two steps that others may see
-	PYTHONPATH=build/failpoints MILLPOND_FAILPOINT_JITTER=20:3000 $(BIN)/python tests/storm.py --seconds 600 --memory 24MiB --segment 256KiB --pause 0.2
+	$(JITTER) --seconds 600 $(ARGS)
 
 soak: venv ## eight hours of it, with an account of memory, descriptors, threads and files
-	$(BIN)/python tests/storm.py --seconds 600 --rounds $(ROUNDS)
+	$(STORM) --seconds 600 --rounds $(ROUNDS) $(ARGS)
 
-check: check-style check-types check-kernel check-instructions ## lint, types, the kernel's warnings, C tests, sanitizers, instruction counts
+check: check-style check-types check-kernel check-storm check-instructions ## lint, types, the kernel's warnings, C tests, sanitizers, a minute of storm, instruction counts
 
 check-style: $(VENV)/dependencies
 	$(BIN)/ruff check .
@@ -126,6 +129,10 @@ check-kernel:
 	$(MAKE) -C tests/kernel test
 	$(MAKE) -C tests/kernel asan
 	$(MAKE) -C tests/kernel tsan
+
+check-storm: venv failpoints ## a minute of both storms, with other dice each time (ARGS="--seed 7": with those)
+	$(STORM) --seconds 45 $(ARGS)
+	$(JITTER) --seconds 15 $(ARGS)
 
 check-instructions: venv
 	$(BIN)/python benchmarks/instructions.py

@@ -1,7 +1,8 @@
 """Processes that use one store at random while some are killed and some are stopped; then the reckoning.
 
 Every operation is recorded, and the history checked (`history`). At the end the store must be sound, and
-nothing may be left in it: no object, no byte of memory in use, no file, no member.
+nothing may be left in it: no object, no byte of memory in use, no file, no member. No process may end by
+itself; what each one has said on stderr is kept, and its last lines are shown.
 
 This process works as well, and nobody kills it. A soak is many rounds in one store: what this process has
 (memory, descriptors, threads), what the store has beyond its books (memory, files) and what the table has
@@ -9,6 +10,7 @@ taken must be the same after every round as after the first.
 
 With the build that has failpoints, processes can be made to sleep for a moment between any two steps that
 others may see, so that races which want a long moment come about in seconds.
+Not here: what each process does (`storm_hand`).
 
 Run: python tests/storm.py [--seconds 60] [--rounds 1] [--processes 8] [--memory 64MiB] [--segment 128MiB]
     [--pause 0.4] [--no-kill] [--seed N] [--counts FILE]
@@ -18,11 +20,11 @@ Run: python tests/storm.py [--seconds 60] [--rounds 1] [--processes 8] [--memory
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -31,113 +33,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import psutil
 
 import millpond
 import millpond.spill.segments
-from history import Recorder, Verdict, check, read
+import storm_hand
+from history import Verdict, check, read
 from millpond.units import parse_bytes
 from ponds import descriptor_of, settled
 from proof import write_counts
 
-NAMES = 48
-KEEP = 12
 SLACK = {"private memory": 32 << 20, "table": 1 << 20, "descriptors": 1, "threads": 1}
 """What may come and go without being a leak: bytes, or pieces."""
-SIZES = (8, 100, 1000, 3000, 20_000, 100_000, 1_200_000)
-"""Items of 8 bytes: a value of each way that there is to disk."""
-SPAWN = multiprocessing.get_context("spawn")
-
-
-class Hand:
-    """One process at work."""
-
-    def __init__(self, address: str, history: Path, seed: int) -> None:
-        self._store = millpond.connect(address)
-        self._record = Recorder(history)
-        self._dice = random.Random(seed)
-        self._held: list[Any] = []
-        self._ways = (self._put, self._get, self._get, self._get, self._take, self._delete, self._spill)
-
-    def work(self, seconds: float) -> None:
-        """For so long, and one operation at least."""
-        end = time.monotonic() + seconds
-        while True:
-            try:
-                self._dice.choice(self._ways)()
-            except millpond.ObjectNotFoundError:
-                pass  # a name that nobody has given yet
-            except (millpond.StoreFullError, millpond.StoreBusyError, millpond.SpillError):
-                self._held.clear()
-            while len(self._held) > KEEP:
-                self._held.pop(self._dice.randrange(len(self._held)))
-            if time.monotonic() > end:
-                return
-
-    def end(self) -> None:
-        """It holds nothing any more."""
-        self._held.clear()
-        self._record.close()
-
-    def _name(self) -> str:
-        return f"name {self._dice.randrange(NAMES)}"
-
-    def _put(self) -> None:
-        seed = self._dice.getrandbits(60) | 1
-        value = np.full(self._dice.choice(SIZES), seed, np.uint64)
-        number = self._record.begin("put")
-        ref = self._store.put({"seed": seed, "value": value} if seed & 2 else value)
-        self._record.end(number, "ok", ref.id, seed)
-        self._store._name_set(self._name(), ref, True)
-        self._held.append(ref)
-
-    def _take(self) -> None:
-        self._held.append(self._store.lookup(self._name()))
-
-    def _get(self) -> None:
-        if not self._held:
-            return
-        ref = self._dice.choice(self._held)
-        number = self._record.begin("get", ref.id)
-        seed = 0
-        try:
-            seed = _seed_of(ref.get(timeout=20))
-            outcome = "ok" if seed else "wrong"
-        except millpond.ObjectDeletedError:
-            outcome = "deleted"
-        except millpond.ObjectLostError as error:
-            outcome = "lost"
-            print(error, file=sys.stderr, flush=True)  # the history knows no reasons
-        except millpond.ObjectNotFoundError:
-            outcome = "missing"
-        except (millpond.MillpondError, OSError) as error:
-            outcome = type(error).__name__
-        self._record.end(number, outcome, seed=seed)
-
-    def _delete(self) -> None:
-        if self._held and self._dice.random() < 0.3:
-            ref = self._held.pop(self._dice.randrange(len(self._held)))
-            number = self._record.begin("delete", ref.id)
-            self._store.delete(ref)
-            self._record.end(number, "ok")
-
-    def _spill(self) -> None:
-        if self._held:
-            self._store.spill(self._held[: self._dice.randrange(4)])
-
-
-def _seed_of(value: Any) -> int:
-    """What every item of the value says; 0: they differ."""
-    array = value["value"] if isinstance(value, dict) else value
-    first = int(array[0])
-    whole = bool((array == first).all()) and (not isinstance(value, dict) or value["seed"] == first)
-    return first if whole else 0
-
-
-def _run(address: str, history: Path, seed: int, segment_bytes: int) -> None:
-    millpond.spill.segments.SEGMENT_BYTES = segment_bytes  # type: ignore[misc]
-    Hand(address, history, seed).work(float("inf"))
+SAID_MAX = 1 << 20
+"""Bytes of what a process says that are kept, about."""
 
 
 class Weather(NamedTuple):
@@ -158,6 +67,50 @@ class Outcome:
     stops: int
     verdict: Verdict
     left: dict[str, Any]
+    said: list[str]
+    """The ends of what the processes said, of those that said anything."""
+
+
+class Child:
+    """A hand that is a process of its own, and what it says."""
+
+    def __init__(self, address: str, history: Path, seed: int, segment_bytes: int) -> None:
+        self._said = history.with_suffix(".said")
+        with open(self._said, "ab") as said:  # appending: what is cut off does not leave a hole
+            program = [sys.executable, "-X", "faulthandler", storm_hand.__file__]
+            self.process = subprocess.Popen(
+                [*program, address, history, str(seed), str(segment_bytes)],
+                stderr=said,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            )
+
+    def said(self, nbytes: int = 4000) -> str:
+        """The end of what it has said so far."""
+        with open(self._said, "rb") as said:
+            said.seek(max(0, os.fstat(said.fileno()).st_size - nbytes))
+            return said.read().decode(errors="replace")
+
+    def must_work(self) -> None:
+        """Raises AssertionError, with its last words, if it has ended."""
+        if self.process.poll() is not None:
+            raise AssertionError(
+                f"process {self.process.pid} ended by itself with {self.process.returncode}:\n{self.said()}"
+            )
+        if self._said.stat().st_size > SAID_MAX:
+            os.truncate(self._said, 0)
+
+    def stop(self, seconds: float) -> None:
+        """Stops it for so long."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            time.sleep(seconds)
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """Kills it, and waits until it is gone."""
+        self.process.kill()
+        self.process.wait()
 
 
 class Storm:
@@ -169,57 +122,57 @@ class Storm:
         self._store, self._directory, self._weather = store, directory, weather
         self._dice = random.Random(seed)
         self._started = self.kills = self.stops = 0
-        self._hand = Hand(*self._assignment())
-        self._processes = [self._start() for _ in range(processes)]
+        self._children: list[Child] = []
+        self._gone: list[str] = []
+        self._hand = storm_hand.Hand(*self._assignment())
+        for _ in range(processes):
+            self._children.append(self._start())
 
     def _assignment(self) -> tuple[str, Path, int]:
         self._started += 1
         history = self._directory / f"{self._started}.log"
         return self._store.address, history, self._dice.getrandbits(60)
 
-    def _start(self) -> Any:
-        arguments = (*self._assignment(), self._weather.segment_bytes)
-        process = SPAWN.Process(target=_run, args=arguments, daemon=True)
-        process.start()
-        return process
+    def _start(self) -> Child:
+        return Child(*self._assignment(), self._weather.segment_bytes)
 
     def rage(self, seconds: float) -> None:
         """For so long somebody is stopped or killed again and again."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             self._hand.work(self._dice.uniform(0.1, 1) * self._weather.pause)
-            at = self._dice.randrange(len(self._processes))
-            if not self._processes[at].is_alive():
-                raise AssertionError(f"a process ended by itself with {self._processes[at].exitcode}")
+            at = self._dice.randrange(len(self._children))
+            self._children[at].must_work()
             if self._dice.random() < 0.3:
-                self._stop(self._processes[at])
+                self.stops += 1
+                self._children[at].stop(self._dice.uniform(0.01, 0.6))
             elif self._weather.kill:
-                self._kill(at)
+                self.kills += 1
+                self._end(self._children[at])
+                self._children[at] = self._start()
 
-    def _stop(self, process: Any) -> None:
-        self.stops += 1
-        os.kill(process.pid, signal.SIGSTOP)
-        time.sleep(self._dice.uniform(0.01, 0.6))
-        os.kill(process.pid, signal.SIGCONT)
+    def _end(self, child: Child) -> None:
+        child.kill()
+        if said := child.said():
+            self._gone.append(said)
 
-    def _kill(self, at: int) -> None:
-        self.kills += 1
-        self._processes[at].kill()
-        self._processes[at].join()
-        self._processes[at] = self._start()
+    def kill_all(self) -> None:
+        """Idempotent."""
+        while self._children:
+            self._end(self._children.pop())
 
     def end(self) -> Outcome:
         """Kills them all, and reckons."""
-        for process in self._processes:
-            process.kill()
-            process.join()
+        for child in self._children:
+            child.must_work()
+        self.kill_all()
         self._hand.end()
-        for number in range(NAMES):
+        for number in range(storm_hand.NAMES):
             with suppress(millpond.ObjectNotFoundError):
                 self._store.delete(f"name {number}")
         left = settled(self._store, timeout=20)
         events = [event for path in sorted(self._directory.glob("*.log")) for event in read(path)]
-        return Outcome(self.kills, self.stops, check(events), left)
+        return Outcome(self.kills, self.stops, check(events), left, self._gone)
 
 
 def account(store: millpond.Store, directory: Path) -> dict[str, int]:
@@ -256,8 +209,11 @@ def run(
             for number in range(rounds):
                 (log := directory / str(number)).mkdir()
                 storm = Storm(store, log, processes, weather, seed + number)
-                storm.rage(seconds)
-                outcomes.append(storm.end())
+                try:
+                    storm.rage(seconds)
+                    outcomes.append(storm.end())
+                finally:
+                    storm.kill_all()
                 now = account(store, directory)
                 first = first or now
                 outcomes[-1].left.update(grown(first, now))
@@ -283,9 +239,10 @@ def main() -> int:
     parser.add_argument("--counts", type=Path)
     args = parser.parse_args()
     weather = Weather(not args.no_kill, args.pause, args.segment)
+    print(f"seed {args.seed}", flush=True)
     outcomes = run(args.seconds, args.processes, args.memory, weather, args.seed, args.rounds)
     for outcome in outcomes:
-        for fault in [*outcome.verdict.faults[:20], *map(str, outcome.left.items())]:
+        for fault in [*outcome.said[:20], *outcome.verdict.faults[:20], *map(str, outcome.left.items())]:
             print(fault)
     gets, refusals, kills, stops, violations = map(sum, zip(*map(_figures, outcomes), strict=True))
     print(

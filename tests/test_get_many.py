@@ -15,6 +15,7 @@ import pytest
 import millpond
 from millpond.hot import NO_LIMIT, Code, RestoreBatch
 from millpond.spill.record import PAGED_MIN
+from millpond.store import ahead
 from ponds import Pond
 from spill_fakes import Failing
 from test_overflow import noise, states
@@ -147,9 +148,9 @@ def test_damage_is_that_objects_alone(pond: Pond) -> None:
 def restored_ahead(store: millpond.Store, refs: list[millpond.ObjectRef]) -> list[Any]:
     """What can be had without reading anything a second time, None for the rest."""
     found: list[Any] = [None] * len(refs)
-    ahead = store._restore.ahead
-    assert ahead is not None
-    ahead.restore(
+    reader = store._restore.ahead
+    assert reader is not None
+    reader.restore(
         refs, range(len(refs)), lambda batch, at, stop: batch.take(at, stop, found, False), lambda: False
     )
     return found
@@ -179,6 +180,39 @@ def test_any_damage_is_seen(pond: Pond, compression: str) -> None:
         assert states(store, refs) == ["spilled"] * 40
     file.write_bytes(whole)
     assert store.get(refs) == values
+
+
+@pytest.mark.parametrize("size", [1000, 200_000, 9 * MIB])
+def test_behind_a_stopped_process_one_wait_is_enough(
+    pond: Pond, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Each try to begin a restore waits for 5 s: with thousands of objects that were hours."""
+    waits: list[int] = []
+
+    class Behind:
+        """A batch that finds the store's lock in the hands of a stopped process."""
+
+        def __init__(self, *arguments: Any) -> None:
+            self._batch = RestoreBatch(*arguments)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._batch, name)
+
+        def begin(self, item: int) -> tuple[int, None]:
+            waits.append(item)
+            return Code.BUSY, None
+
+        def copy_packed(self, first: int, *_: Any) -> tuple[int, int]:
+            return first, self.begin(first)[0]
+
+    store = pond.store()
+    refs = [store.put(noise(size, seed)) for seed in range(6)]
+    store.spill()
+    monkeypatch.setattr(ahead, "RestoreBatch", Behind)
+    assert restored_ahead(store, refs) == [None] * 6
+    assert 1 <= len(waits) <= ahead.HELPERS
+    monkeypatch.undo()
+    assert all(value.nbytes == size for value in store.get(refs))
 
 
 def test_the_disk_fails_for_a_while(pond: Pond, monkeypatch: pytest.MonkeyPatch) -> None:

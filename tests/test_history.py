@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-import sys
+import signal
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 
 import storm
-from failpoints import BUILD
 from history import NEVER, Event, Recorder, check, read
 from millpond.hot import punch_hole
 from millpond.spill.disk import aligned_buffer
 from millpond.spill.record import PAGE
 from ponds import Pond, descriptor_of
+from workers import wait_until
 
 PUT = Event("put", "a", 0, 10, "ok", 7)
 DELETE = Event("delete", "a", 100, 200, "ok", 0)
@@ -61,26 +62,50 @@ def test_recorded_is_read(tmp_path: Path) -> None:
     assert (get.object, get.end, get.outcome) == ("a", NEVER, "killed")
 
 
-@pytest.mark.parametrize("kill", [False, True])
-def test_a_storm(kill: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A glance: `make check-storm` takes its time, also with processes that dawdle between any two steps."""
     monkeypatch.setenv("MILLPOND_DIR", "")  # put back afterwards
-    weather = storm.Weather(kill)
-    outcomes = storm.run(seconds=3, processes=4, memory="24MiB", weather=weather, seed=1, rounds=2)
+    outcomes = storm.run(seconds=2, processes=4, memory="24MiB", weather=storm.Weather(), seed=1, rounds=2)
     assert [outcome.verdict.faults for outcome in outcomes] == [[], []]
     assert [outcome.left for outcome in outcomes] == [{}, {}]
-    assert all(outcome.verdict.gets > 50 for outcome in outcomes)
-    assert bool(sum(outcome.kills for outcome in outcomes)) == kill
+    assert all(outcome.verdict.gets > 50 and outcome.kills for outcome in outcomes)
 
 
-def test_a_storm_of_processes_that_dawdle(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What needs a long moment between two steps: here each step may be followed by one."""
-    monkeypatch.setenv("MILLPOND_DIR", "")
-    monkeypatch.setenv("MILLPOND_FAILPOINT_JITTER", "20:3000")
-    monkeypatch.setattr(sys, "path", [str(BUILD), *sys.path])  # of the processes that it starts
-    weather = storm.Weather(pause=0.2, segment_bytes=256 << 10)
-    (outcome,) = storm.run(seconds=8, processes=6, memory="24MiB", weather=weather, seed=1)
-    assert (outcome.verdict.faults, outcome.left) == ([], {})
-    assert outcome.verdict.gets > 50 and outcome.kills > 5
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("raise ValueError('by its own fault')", "ended by itself with 1:.*ValueError: by its own fault"),
+        ("import os; os.abort()", "ended by itself with -6:.*Fatal Python error: Aborted"),
+        (f"import sys; sys.stderr.write('line\\n' * {storm.SAID_MAX}); sys.exit('last')", "with 1:.*last"),
+    ],
+)
+def test_a_process_that_ends_by_itself_is_a_fault(
+    program: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its last words, and not too many of them."""
+    (hand := tmp_path / "hand.py").write_text(program)
+    monkeypatch.setattr(storm.storm_hand, "__file__", str(hand))
+    child = storm.Child("/nowhere", tmp_path / "1.log", 1, 1)
+    child.process.wait()
+    with pytest.raises(AssertionError, match=f"(?s){words}") as raised:
+        child.must_work()
+    assert len(str(raised.value)) < 5000
+
+
+def test_what_a_process_says_does_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (hand := tmp_path / "hand.py").write_text("import sys\nwhile True: sys.stderr.write('line\\n' * 1000)")
+    monkeypatch.setattr(storm.storm_hand, "__file__", str(hand))
+    child = storm.Child("/nowhere", tmp_path / "1.log", 1, 1)
+    said = tmp_path / "1.said"
+    try:
+        wait_until(lambda: said.stat().st_size > storm.SAID_MAX)
+        child.stop(0.1)
+        child.process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: psutil.Process(child.process.pid).status() == psutil.STATUS_STOPPED)
+        child.must_work()
+        assert said.stat().st_size == 0
+    finally:
+        child.kill()
 
 
 def test_each_account_is_kept(pond: Pond, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ import pytest
 
 import millpond
 import workers
+from millpond.hot import Code
 from ponds import Pond
 from workers import inherited, total, wait_until
 
@@ -511,3 +512,10 @@ def test_directories_that_are_not_private_are_refused(pond: Pond, store: millpon
     assert "symbolic link" in program.run(refusal, str(alias / os.path.basename(store.address)))
     alias.unlink()
     assert program.run(refusal, store.address) == "joined"
+
+
+def test_an_unknown_holder_of_the_lock_has_no_number(store: millpond.Store) -> None:
+    """Who is still joining holds the lock before its number is in the table."""
+    assert str(store._fail(Code.BUSY, "a put")).startswith(
+        "another process has held the store's lock for 5 s"
+    )

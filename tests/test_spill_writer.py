@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from millpond.errors import SpillError
+from millpond.errors import SpillError, StoreBusyError, StoreClosedError
 from millpond.spill import segments
 from millpond.spill.codec import CODECS, NONE, Codec
 from millpond.spill.directory import Directories
@@ -401,21 +401,37 @@ def test_the_limit_is_met_before_a_large_value_is_written(tmp_path: Path) -> Non
     place.end()
 
 
+@pytest.mark.parametrize("trouble", [StoreClosedError, StoreBusyError])
+@pytest.mark.parametrize("size", [100_000, OWN_FILE_MIN])
+@pytest.mark.parametrize("appended", [False, True])
 @pytest.mark.parametrize("where", ["segment_open", "segment_reserve", "publish"])
 def test_errors_of_the_store_end_the_claims(
-    place: Place, monkeypatch: pytest.MonkeyPatch, where: str
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    where: str,
+    appended: bool,
+    size: int,
+    trouble: type[Exception],
 ) -> None:
-    class Trouble(Exception):
-        pass
+    """They are no refusals of the disk, though the one about a stopped process is an OSError as well."""
+    if appended and where == "segment_open" and size < OWN_FILE_MIN:
+        pytest.skip("opens no further one")
+    if appended:
+        place.writer.clean(FakeBatch(place.table, [noise(10_000)]), evict=True)
 
     def refuse(*_: object) -> None:
-        raise Trouble
+        raise trouble
 
-    batch = FakeBatch(place.table, [noise(100_000)])
+    batch = FakeBatch(place.table, [noise(size)], first_entry=7)
     monkeypatch.setattr(batch if where == "publish" else place.table, where, refuse)
-    with pytest.raises(Trouble):
+    with pytest.raises(trouble):
         place.writer.clean(batch, evict=True)
     assert batch.open == set()
+    assert caplog.messages == [], "the directory is to blame for nothing"
+    monkeypatch.undo()
+    place.writer.leave()
+    assert place.table.open_segments == 0
 
 
 # --- threads and forks ---

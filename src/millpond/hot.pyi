@@ -30,6 +30,7 @@ class Code:
     NO_COMMIT: ClassVar[int]
     TAKEN: ClassVar[int]
     DISK_LIMIT: ClassVar[int]
+    BUSY: ClassVar[int]
     SYSTEM: ClassVar[int]
 
 def set_serializer(

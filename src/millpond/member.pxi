@@ -35,6 +35,7 @@ class Code:
     NO_COMMIT = MP_NO_COMMIT
     TAKEN = MP_TAKEN
     DISK_LIMIT = MP_DISK_LIMIT
+    BUSY = MP_BUSY
     SYSTEM = MP_SYSTEM
 
 
@@ -239,8 +240,9 @@ cdef class Member:
         if code == MP_NOT_FOUND:
             return errors.ObjectNotFoundError(f"{what} is not in this store (any more)")
         if code == MP_BUSY:
+            who = f"process {self.m.busy_pid}" if self.m.busy_pid else "another process"
             return errors.StoreBusyError(
-                f"process {self.m.busy_pid} has held the store's lock for 5 s (is it stopped?): resume or end it"
+                f"{who} has held the store's lock for 5 s (is it stopped?): resume or end it"
             )
         if code == MP_CORRUPTED:
             return errors.StoreCorruptedError("the store's table failed its check: create a new store")

@@ -168,7 +168,7 @@ cdef class RestoreBatch:
         """Restores items [first, stop), small records, from `window`: the bytes of their file from `base` on.
 
         Returns the first item that is left, and why: OK at the end, SPILLED if it is compressed, or the
-        kernel's refusal (NO_ROOM, NO_COMMIT). Wrong records, and objects that somebody else has restored
+        kernel's refusal (NO_ROOM, NO_COMMIT, BUSY). Wrong records, and objects that somebody else has restored
         or deleted meanwhile, are passed over.
         """
         cdef Py_buffer buffer
@@ -229,7 +229,7 @@ cdef class RestoreBatch:
                     memcpy(target, window + (s.place.offset - base) + sizeof(RecordHead), s.size)
                     memset(target + s.size, 0, mp_extent_bytes(s.size) - s.size)
                     mp_restore_end(&self.core.m, s.entry, s.birth, MP_RESIDENT)
-                elif code == MP_NO_ROOM or code == MP_NO_COMMIT:
+                elif code == MP_NO_ROOM or code == MP_NO_COMMIT or code == MP_BUSY:
                     return code
             item[0] += 1
         return MP_OK

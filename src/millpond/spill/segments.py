@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from xxhash import xxh3_64
 
-from millpond.errors import SpillError
+from millpond.errors import MillpondError, SpillError
 from millpond.spill.auto import DiskSpeed
 from millpond.spill.directory import FULL, Directories
 from millpond.spill.disk import CALL_BYTES, copy_bytes, open_new, write_all
@@ -130,7 +130,7 @@ class Segments:
             try:
                 self.directories.check_room(current.directory, nbytes)
                 return current.index, self._append_to(current, buffers, nbytes)
-            except SpillError:
+            except MillpondError:  # the store's word, not the disk's: StoreBusyError is an OSError too
                 self.recorded(turn)
                 raise
             except OSError as error:
@@ -201,7 +201,7 @@ class Segments:
         while (directory := self.directories.pick(nbytes, tried)) is not None:
             try:
                 segment = self._open(directory)
-            except SpillError:
+            except MillpondError:
                 raise
             except OSError as error:
                 self.directories.note_failure(directory, error)
@@ -209,7 +209,7 @@ class Segments:
                 continue
             try:
                 return segment, attempt(segment)
-            except SpillError:
+            except MillpondError:
                 self.finish(segment)
                 raise
             except OSError as error:

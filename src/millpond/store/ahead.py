@@ -17,7 +17,7 @@ from itertools import zip_longest
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final
 
-from millpond.errors import ObjectLostError, SpillError
+from millpond.errors import ObjectLostError, SpillError, StoreBusyError
 from millpond.flag import Flag
 from millpond.hot import NO_LIMIT, Code, Core, ObjectRef, RestoreBatch
 from millpond.spill.overlap import Overlap
@@ -159,6 +159,8 @@ class _Work:
             while (run := self._next_run()) is not None:
                 try:
                     self._restore(*run)
+                except StoreBusyError:
+                    self._end()
                 except (ObjectLostError, OSError, _Stopped):
                     pass  # a get of one of them alone says what is wrong
                 finally:
@@ -238,6 +240,8 @@ class _Work:
                 if code == Code.SPILLED:
                     self._unpack(first, window, base)
                     first += 1
+                elif code == Code.BUSY:
+                    self._end()
                 elif code != Code.OK and not self._make_room(sum(self._sizes(first, stop))):
                     return
 
@@ -262,7 +266,9 @@ class _Work:
             code, target = self._batch.begin(item)
             if code == Code.OK:
                 return target
-            if code not in (Code.NO_ROOM, Code.NO_COMMIT) or not self._make_room(size):
+            if code == Code.BUSY:
+                self._end()  # behind a stopped process one wait is enough: the next call says so
+            elif code not in (Code.NO_ROOM, Code.NO_COMMIT) or not self._make_room(size):
                 return None
         return None
 

@@ -553,7 +553,7 @@ def connect(key: str | bytes, *, create: bool = False, **options: Any) -> Store:
     """Joins the live store with that name or address; twice in a process gives the same Store.
 
     create: make a store of that name if there is none; `options` are those of `Store`.
-    Raises AttachError saying what was tried and why it failed.
+    Raises AttachError saying what was tried and why it failed, StoreBusyError.
     """
     if not isinstance(key, str | bytes):
         raise TypeError(f"a store is found by its name or address, text, not by {key!r}")
