@@ -11,6 +11,11 @@
                   in the order in which they run)
 Both also kill mortal threads before any of their visible steps; what a thread has stored by then
 stays stored, as the processor retires instructions in order.
+Two states that nobody can tell apart are one: registers that a thread will not look at again are
+forgotten, as are values that nobody can load any more. What a scenario names as guarded is touched with
+the mutex held only, which is checked: nobody can tell when its owner does so, hence such a step of the
+owner is explored by itself, and those of others behind it (an ample set: Clarke, Grumberg, Peled: "Model
+Checking", MIT Press 1999, section 10.3).
 Invariants: states are immutable tuples, each is expanded once; the search ends only when nothing is left.
 Not here: what the programs are (`protocols`).
 """
@@ -39,7 +44,9 @@ from explorer.program import (
     Store,
     Unlock,
     Update,
+    loads,
     location_of,
+    needed,
     value_of,
 )
 
@@ -71,6 +78,10 @@ class Scenario:
     memory: dict[str, int]
     at_end: Callable[[dict[str, int], list[Registers]], str | None]
     """Final memory and registers: what is wrong with them, or None."""
+    guarded: frozenset[str] = frozenset()
+    """Locations that are touched with the mutex held only."""
+    outside: frozenset[str] = frozenset()
+    """Locations that the system keeps, as files: everybody sees what is there now."""
 
 
 @dataclass
@@ -91,6 +102,9 @@ class Machine:
         self._programs = scenario.programs
         self._locations = sorted({*scenario.memory, MUTEX, PINS_MUTEX})
         self._index = {location: i for i, location in enumerate(self._locations)}
+        self._guarded = {self._index[location] for location in scenario.guarded}
+        self._plain = self._guarded | {self._index[location] for location in scenario.outside}
+        self._needed = [needed(program, scenario.at_end) for program in scenario.programs]
         self._faults: set[str] = set()
 
     # --- of the memory model ---
@@ -157,15 +171,41 @@ class Machine:
         return Outcome(len(seen), self._faults)
 
     def _successors(self, state: State) -> Iterator[State]:
+        owner = self.latest(state.memory, self._index[MUTEX]) - 1
+        if owner >= 0 and self._is_guarded(state, owner):
+            yield from self._moves(state, owner)
+            return
         yield from self.settle(state)
-        for number, thread in enumerate(state.threads):
-            program = self._programs[number]
-            if thread.at == DEAD or thread.at >= len(program.steps):
-                continue
-            for memory, moved in self._step(state, number, thread, program.steps[thread.at]):
-                yield self._replaced(State(memory, state.threads), number, self._local(number, moved))
-            if program.mortal:
-                yield self._replaced(state, number, thread._replace(at=DEAD))
+        for number in range(len(state.threads)):
+            yield from self._moves(state, number)
+
+    def _moves(self, state: State, number: int) -> Iterator[State]:
+        """What a thread may do, and its death."""
+        thread, program = state.threads[number], self._programs[number]
+        if thread.at == DEAD or thread.at >= len(program.steps):
+            return
+        for memory, moved in self._step(state, number, thread, program.steps[thread.at]):
+            yield self._replaced(State(memory, state.threads), number, self._local(number, moved))
+        if program.mortal:
+            registers = self._kept(number, len(program.steps), dict(thread.registers))
+            yield self._replaced(state, number, Thread(DEAD, registers, thread.private))
+
+    def _is_guarded(self, state: State, number: int) -> bool:
+        """Whether the next step of a thread is at a guarded location."""
+        thread, steps = state.threads[number], self._programs[number].steps
+        if thread.at == DEAD or thread.at >= len(steps):
+            return False
+        step = steps[thread.at]
+        if not isinstance(step, Load | Store | Update):
+            return False
+        return self._index[location_of(step.location, dict(thread.registers))] in self._guarded
+
+    def _touched(self, state: State, number: int, location: str) -> int:
+        """The index of a location, which this thread may touch now."""
+        at = self._index[location]
+        if at in self._guarded and self.latest(state.memory, self._index[MUTEX]) != number + 1:
+            raise RuntimeError(f"{self._scenario.name}: {location} is touched without the mutex")
+        return at
 
     @staticmethod
     def _replaced(state: State, number: int, thread: Thread) -> State:
@@ -187,25 +227,30 @@ class Machine:
                 case Require(condition, text):
                     if not condition(registers):
                         self._faults.add(text)
-        return Thread(at, tuple(sorted(registers.items())), thread.private)
+        return Thread(at, self._kept(number, at, registers), thread.private)
+
+    def _kept(self, number: int, at: int, registers: Registers) -> tuple[tuple[str, int], ...]:
+        """Those registers that matter to a thread from a step on."""
+        names = self._needed[number][at]
+        return tuple(sorted(item for item in registers.items() if item[0] in names))
 
     def _step(self, state: State, number: int, thread: Thread, step: Step) -> Iterator[tuple[Any, Thread]]:
         memory, private, registers = state.memory, thread.private, dict(thread.registers)
 
         def moved(private: Any, **changed: int) -> Thread:
-            return Thread(thread.at + 1, tuple(sorted({**registers, **changed}.items())), private)
+            return Thread(thread.at + 1, (*registers.items(), *changed.items()), private)
 
         match step:
             case Load(register, location, order):
-                at = self._index[location_of(location, registers)]
+                at = self._touched(state, number, location_of(location, registers))
                 for value, then, after in self.load(memory, private, at, order):
                     yield then, moved(after, **{register: value})
             case Store(location, value, order):
-                at = self._index[location_of(location, registers)]
+                at = self._touched(state, number, location_of(location, registers))
                 for then, after in self.store(memory, private, at, value_of(value, registers), order):
                     yield then, moved(after)
             case Update(location, change, register, order):
-                at = self._index[location_of(location, registers)]
+                at = self._touched(state, number, location_of(location, registers))
                 for old, then, after in self.update(
                     memory, private, at, lambda old: change(old, registers), order
                 ):
@@ -268,7 +313,9 @@ class StoreBuffers(Machine):
     def store(
         self, memory: Any, private: Any, at: int, value: int, order: Order
     ) -> Iterator[tuple[Any, Any]]:
-        if order is not Order.SEQ_CST:
+        if at in self._guarded:
+            yield (*memory[:at], value, *memory[at + 1 :]), private
+        elif order is not Order.SEQ_CST:
             yield memory, (*private, (at, value))
         elif not private:
             yield (*memory[:at], value, *memory[at + 1 :]), private
@@ -276,7 +323,7 @@ class StoreBuffers(Machine):
     def update(
         self, memory: Any, private: Any, at: int, change: Callable[[int], int | None], order: Order
     ) -> Iterator[tuple[int, Any, Any]]:
-        if private:
+        if private and at not in self._guarded:
             return
         new = change(memory[at])
         yield memory[at], memory if new is None else (*memory[:at], new, *memory[at + 1 :]), private
@@ -305,12 +352,29 @@ class Views(Machine):
 
     name = "views"
 
+    def __init__(self, scenario: Scenario) -> None:
+        super().__init__(scenario)
+        self._loads = [self._loads_of(program) for program in scenario.programs]
+
+    def _loads_of(self, program: Program) -> list[list[tuple[int, bool]]]:
+        """For each step, the locations that may be loaded from there on, and whether by a load that is not
+        seq_cst; the last two are for a thread that is done, and one that is dead."""
+        kinds = [loads(program, location) for location in self._locations]
+        at_steps = [
+            [(i, False in kind[at]) for i, kind in enumerate(kinds) if kind[at]]
+            for at in range(len(program.steps) + 1)
+        ]
+        return [*at_steps, []]
+
     def start(self, values: list[int]) -> tuple[Any, Any]:
         zero = (0,) * len(values)
         return (tuple(((value, zero),) for value in values), zero), zero
 
     def load(self, memory: Any, private: Any, at: int, order: Order) -> Iterator[tuple[int, Any, Any]]:
         histories, shared = memory
+        if at in self._plain:
+            yield histories[at][-1][0], memory, private
+            return
         first = max(private[at], shared[at]) if order is Order.SEQ_CST else private[at]
         for when in range(first, len(histories[at])):
             value, handed = histories[at][when]
@@ -328,6 +392,8 @@ class Views(Machine):
         self, memory: Any, private: Any, at: int, value: int, order: Order, inherited: Any
     ) -> tuple[Any, Any]:
         histories, shared = memory
+        if at in self._plain:
+            return ((*histories[:at], ((value, (0,) * len(private)),), *histories[at + 1 :]), shared), private
         view = _seen(private, at, len(histories[at]))
         handed = _join(view if order in _RELEASES else _seen((0,) * len(view), at, view[at]), inherited)
         history = (*histories[at], (value, handed))
@@ -358,9 +424,15 @@ class Views(Machine):
         return _join(private, other)
 
     def normal(self, state: State) -> State:
-        """Without values that are older than all threads know of; times count from there."""
+        """Without values that nobody can load any more; times count from there."""
         histories, shared = state.memory
-        floor = tuple(map(min, *(thread.private for thread in state.threads), shared))
+        floor = [len(history) - 1 for history in histories]
+        if not any(floor):
+            return state
+        for number, thread in enumerate(state.threads):
+            for at, weak in self._loads[number][thread.at]:
+                seen = thread.private[at]
+                floor[at] = min(floor[at], seen if weak else max(seen, shared[at]))
         if not any(floor):
             return state
         rebased = tuple(
@@ -375,7 +447,7 @@ def _join(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(map(max, one, other))
 
 
-def _since(view: tuple[int, ...], floor: tuple[int, ...]) -> tuple[int, ...]:
+def _since(view: tuple[int, ...], floor: Sequence[int]) -> tuple[int, ...]:
     return tuple(max(0, when - first) for when, first in zip(view, floor, strict=True))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from explorer import holds, pins, scenarios, segments
+from explorer import holds, pins, rewrites, scenarios, segments
 from explorer.machine import Machine, StoreBuffers, Views
 from explorer.scenarios import Build
 
@@ -83,4 +83,11 @@ MUTANTS: Final = (
     Mutant("a close leaves an empty segment CLOSED", segments.read_beside_a_sweep, BOTH),
     Mutant("the last place leaves its segment CLOSED", segments.read_beside_a_sweep, BOTH),
     Mutant("a place goes in spite of pins", segments.read_beside_a_sweep, BOTH),
+    Mutant("a record is moved in spite of pins", rewrites.rewrite_beside_a_restore, BOTH),
+    Mutant("a place moves before its copy is written", rewrites.rewriter_that_is_killed, BOTH),
+    Mutant("no move is finished for the dead", rewrites.rewriter_that_is_killed, BOTH),
+    Mutant("a move leaves the old live bytes", rewrites.rewrite_beside_a_delete, BOTH),
+    Mutant("what another has moved is moved", rewrites.two_rewrites_of_a_record, BOTH),
+    Mutant("a copy may go to any segment", rewrites.rewriter_taken_for_dead, BOTH),
+    Mutant("whoever has the slot now passes for its owner", rewrites.rewriter_taken_for_dead, BOTH),
 )

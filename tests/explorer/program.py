@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final
+from types import CodeType, FunctionType
+from typing import Any, Final
 
 Registers = dict[str, int]
 Value = int | Callable[[Registers], int]
@@ -167,6 +168,78 @@ class Program:
 
     def require(self, condition: Condition, text: str) -> None:
         self.steps.append(Require(condition, f"{self.name}: {text}"))
+
+
+def _named(thing: object) -> set[str]:
+    """The strings that a condition, a value or a location has in it: all registers that it may look at."""
+    if isinstance(thing, str):
+        return {thing}
+    if isinstance(thing, CodeType):
+        return set().union(*map(_named, thing.co_consts))
+    if isinstance(thing, tuple | frozenset):
+        return set().union(*map(_named, thing))
+    if isinstance(thing, FunctionType):
+        cells = [cell.cell_contents for cell in thing.__closure__ or ()]
+        return set().union(_named(thing.__code__), *map(_named, cells))
+    return set()
+
+
+def _looks_at(step: Step) -> set[str]:
+    match step:
+        case Load(_, location, _):
+            return _named(location)
+        case Store(location, value, _):
+            return _named(location) | _named(value)
+        case Update(location, change, _, _):
+            return _named(location) | _named(change)
+        case Sleep(_, register, _, _):
+            return {register}
+        case Let(_, value):
+            return _named(value)
+        case Jump(condition, _) | Require(condition, _):
+            return _named(condition)
+    return set()
+
+
+def _from_each_step(
+    program: Program, own: list[set[Any]], end: set[Any], loses: Callable[[Step], object]
+) -> list[Any]:
+    """What is in `own` of any step that may come, for each step and the end; a step takes `loses` away."""
+    found = [*map(set, own), end]
+    grows = True
+    while grows:
+        grows = False
+        for at, step in reversed([*enumerate(program.steps)]):
+            more = own[at] | found[at + 1] - {loses(step)}
+            if isinstance(step, Jump):
+                more |= found[program.labels[step.label]]
+            if not more <= found[at]:
+                found[at] |= more
+                grows = True
+    return [frozenset(names) for names in found]
+
+
+def needed(program: Program, at_end: Callable[..., object]) -> list[frozenset[str]]:
+    """For each step of a program, and for its end, the registers that are looked at from there on. A name too
+    many does no harm, one too few is a KeyError."""
+    own = [_looks_at(step) for step in program.steps]
+    return _from_each_step(program, own, _named(at_end), _sets)
+
+
+def _sets(step: Step) -> str | None:
+    return step.register if isinstance(step, Load | Update | Let) else None
+
+
+def loads(program: Program, location: str) -> list[frozenset[bool]]:
+    """For each step of a program, and for its end, how that location may be loaded from there on: by a load
+    that is seq_cst (True), by another (False)."""
+    own: list[set[bool]] = []
+    for step in program.steps:
+        there = isinstance(step, Load) and any(
+            name and location.startswith(name) for name in _named(step.location)
+        )
+        own.append({step.order is Order.SEQ_CST} if there else set())
+    return _from_each_step(program, own, set(), lambda step: None)
 
 
 def value_of(value: Value, registers: Registers) -> int:

@@ -46,6 +46,13 @@ from explorer.protocols import (
     restore,
     seal,
 )
+from explorer.rewrites import (
+    rewrite_beside_a_delete,
+    rewrite_beside_a_restore,
+    rewriter_taken_for_dead,
+    rewriter_that_is_killed,
+    two_rewrites_of_a_record,
+)
 from explorer.segments import (
     delete_that_is_killed,
     read_beside_a_sweep,
@@ -229,4 +236,9 @@ SCENARIOS: Final[tuple[Build, ...]] = (
     delete_that_is_killed,
     writer_that_is_killed,
     read_beside_a_sweep,
+    rewrite_beside_a_restore,
+    rewrite_beside_a_delete,
+    rewriter_that_is_killed,
+    two_rewrites_of_a_record,
+    rewriter_taken_for_dead,
 )

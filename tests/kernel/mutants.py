@@ -273,6 +273,12 @@ MUTANTS: Final = (
         "return s->owner == m->slot;",
     ),
     Mutant(
+        "whoever was taken for dead writes on",
+        "segments.c",
+        " || atomic_load(&m->slots[m->slot].word) != m->slot_word) return false;",
+        ") return false;",
+    ),
+    Mutant(
         "what was punched is added again",
         "segments.c",
         "uint64_t more = bytes - s->punched;\n        s->punched = bytes;",

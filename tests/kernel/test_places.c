@@ -89,6 +89,39 @@ static void a_record_moves_to_another_segment(void) {
     close_store();
 }
 
+/* It goes on for a moment, while its slot and the index of its segment are another's: no place leads into that file. */
+static void what_was_taken_for_dead_records_no_place(void) {
+    mp_record rows[8];
+    mp_segment copy;
+    mp_member heir;
+    mp_place place = {.length = 4096};
+    uint64_t offset;
+    open_store();
+    place.segment = open_segment(&a, 4096);
+    object kept = settle(&a, 3000, &place), own;
+    mp_segment_close(&a, place.segment);
+    CHECK_EQ(records_in(&b, place.segment, rows), 1);
+    uint32_t segment = open_segment(&b, 4096);
+    fixture_die(&b);
+    CHECK_EQ(mp_reap(&a, b.slot, b.slot_word), MP_OK);
+    CHECK_EQ(mp_segment_dead(&a, 0, &copy), segment);
+    CHECK_EQ(mp_segment_forget(&a, segment, copy.id), MP_OK);
+    fixture_join(&a, &heir);
+    CHECK_EQ(heir.slot, b.slot);
+    CHECK_EQ(open_segment(&heir, 4096), segment);
+    CHECK_EQ(mp_place_move(&b, &rows[0], segment, 0), MP_INVALID);
+    CHECK_EQ(mp_segment_reserve(&b, segment, 4096, &offset), MP_INVALID);
+    CHECK_EQ(mp_draft_bare(&heir, 3000, &own.entry, &own.birth), MP_OK);
+    mp_place other = {.length = 4096, .segment = segment};
+    CHECK_EQ(mp_settle(&b, own.entry, own.birth, &other), MP_INVALID);
+    CHECK_EQ(mp_settle(&heir, own.entry, own.birth, &other), MP_OK);
+    CHECK_EQ(mp_drop(&heir, own.entry, -1), MP_OK);
+    CHECK_EQ(mp_drop(&a, kept.entry, -1), MP_OK);
+    mp_release_slot(&heir);
+    fixture_leave(&heir);
+    close_store();
+}
+
 /* A death inside of a move leaves it decided, and whoever repairs the table finishes it. */
 static void a_move_that_was_decided_is_finished(void) {
     mp_place place = {.length = 4096};
@@ -189,6 +222,7 @@ static void segments_live_as_long_as_their_records(void) {
 int main(int argc, char **argv) {
     check_arguments(argc, argv);
     RUN(a_record_moves_to_another_segment);
+    RUN(what_was_taken_for_dead_records_no_place);
     RUN(a_move_that_was_decided_is_finished);
     RUN(pages_of_records_are_live);
     RUN(punched_bytes_are_a_total);
