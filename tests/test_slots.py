@@ -1,4 +1,4 @@
-"""Member slots: all 255 taken, forks beyond them, zombies, and members that were given up for dead."""
+"""Member slots: all 254 taken, forks beyond them, zombies, and members that were given up for dead."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ponds import Pond
 from workers import wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
-SLOTS = 255
+SLOTS = 254
 
 
 class Family:
@@ -143,7 +143,7 @@ def test_the_last_slot_and_beyond(pond: Pond, family: Family) -> None:
 
     last_one = family.child(last)
     assert ask(last_one) == list(range(SLOTS))
-    with pytest.raises(millpond.AttachError, match="255 members already"):
+    with pytest.raises(millpond.AttachError, match="254 members already"):
         pond.worker(program=True).run(lambda own, address: millpond.connect(address) and None, store.address)
 
     def orphan(pipe: Connection) -> Any:

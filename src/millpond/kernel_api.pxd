@@ -35,6 +35,7 @@ cdef extern from "kernel.h" nogil:
         MP_LOST
         MP_ABANDONED
         MP_SLOTS
+        MP_SLOT_ORPHANS
         MP_PID_UNSEEN
         MP_PAGE
         MP_BLOCK

@@ -256,7 +256,7 @@ cdef class Member:
             name = self.m.full_pool.decode() if self.m.full_pool != NULL else "a"
             return errors.StoreFullError(f"the store's pool of {name} is full: drop some, or use a second store")
         if code == MP_NO_SLOT:
-            return errors.AttachError(f"the store has {MP_SLOTS - 1} members already: close some, or use a second store")
+            return errors.AttachError(f"the store has {MP_SLOT_ORPHANS} members already: close some, or use a second store")
         if code == MP_DISK_LIMIT:
             return errors.StoreFullError(
                 f"spill_limit is reached: {self.m.header.disk_bytes} of {self.m.header.spill_limit} bytes: raise it"

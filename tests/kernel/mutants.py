@@ -30,7 +30,7 @@ PAGE: Final = HERE.parents[1] / "docs" / "internals" / "mutants.md"
 _TABLE: Final = re.compile(r"(?<=\| --- \| --- \| --- \|\n).*", re.DOTALL)
 KERNEL: Final = HERE.parents[1] / "src" / "millpond" / "kernel"
 PROGRAMS: Final = (
-    "protocol", "regressions", "reaping", "edges", "fork", "queue", "moving", "places", "unfinished", "arena", "arena_repair",
+    "protocol", "regressions", "reaping", "edges", "fork", "queue", "moving", "places", "unfinished", "given_up", "arena", "arena_repair",
     "faults", "step", "members", "kill",
 )  # fmt: skip
 SECONDS: Final = 120
@@ -370,7 +370,7 @@ MUTANTS: Final = (
     Mutant(
         "a fork copies no holders",
         "fork.c",
-        "if (atomic_load_explicit(&local->refs, memory_order_relaxed) && slot != MP_SLOT_ORPHAN)",
+        "if (atomic_load_explicit(&local->refs, memory_order_relaxed) && slot < MP_SLOT_ORPHANS)",
         "if (0)",
     ),
     Mutant(
@@ -403,13 +403,13 @@ MUTANTS: Final = (
     Mutant(
         "a child that nobody can see yet is taken for dead",
         "members.c",
-        "if (pid == MP_PID_UNSEEN) return false;",
+        "if (pid == MP_PID_UNSEEN) return true;",
         "",
     ),
     Mutant(
         "a child that has come meanwhile is taken for dead",
         "members.c",
-        "if (atomic_load(&slot->word) != *word) return false;",
+        "if (atomic_load(&slot->word) != word) return true;",
         "",
     ),
     Mutant(
@@ -421,8 +421,8 @@ MUTANTS: Final = (
     Mutant(
         "the next orphan with a lock ends the one without",
         "fork.c",
-        "F_RDLCK)) atomic_store(&m->slots[MP_SLOT_ORPHAN].pid, MP_PID_UNSEEN);",
-        "F_RDLCK)) atomic_store(&m->slots[MP_SLOT_ORPHAN].pid, MP_PID_UNSEEN);\n    else atomic_store(&m->slots[MP_SLOT_ORPHAN].pid, 0);",
+        "F_RDLCK)) atomic_store(&m->slots[slot].pid, MP_PID_UNSEEN);",
+        "F_RDLCK)) atomic_store(&m->slots[slot].pid, MP_PID_UNSEEN);\n    else atomic_store(&m->slots[slot].pid, 0);",
     ),
     Mutant(
         "what half a growth took is forgotten",
@@ -441,6 +441,48 @@ MUTANTS: Final = (
         "segments.c",
         "if (code == MP_OK && atomic_load(&copy->state) == MP_SEGMENT_DEAD) return s;",
         "if (code == MP_OK) return s;",
+    ),
+    Mutant(
+        "who was given up for dead takes its slot for its own",
+        "lock.c",
+        "if (code == MP_OK && !mp_owns_slot(m)) {",
+        "if (0) {",
+    ),
+    Mutant(
+        "who was given up for dead closes another's segment",
+        "segments.c",
+        "    mp_code code = mp_lock_own(m);\n    if (code == MP_BUSY) mp_put_off",
+        "    mp_code code = mp_lock(m, -1);\n    if (code == MP_BUSY) mp_put_off",
+    ),
+    Mutant(
+        "who was given up for dead records a place in another's segment",
+        "objects.c",
+        "    bool evict = false;\n    mp_code code = mp_lock_own(m);",
+        "    bool evict = false;\n    mp_code code = mp_lock(m, -1);",
+    ),
+    Mutant(
+        "who was given up for dead ends another's restore",
+        "objects.c",
+        "if (!mp_owns_slot(m)) return MP_CLOSED; /* whoever",
+        "/* whoever",
+    ),
+    Mutant(
+        "an orphan comes where others are being reaped",
+        "fork.c",
+        "    if ((word & 255u) == MP_SLOT_REAPING) return false;\n",
+        "",
+    ),
+    Mutant(
+        "both slots of orphans are reaped at once",
+        "members.c",
+        "bool later = slot >= MP_SLOT_ORPHANS && ",
+        "bool later = false && ",
+    ),
+    Mutant(
+        "who could not leave still has its process",
+        "members.c",
+        "if (code != MP_OK && mp_owns_slot(m)) atomic_store",
+        "if (0) atomic_store",
     ),
 )
 

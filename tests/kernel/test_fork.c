@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "atfork.h"
+#include "failpoint_page.h"
 #include "processes.h"
 
 static uint32_t entry;
@@ -42,7 +43,7 @@ static void lives_on(void) {
     uint32_t slot = member.slot;
     mp_entry *e = &member.entries[entry];
     CHECK_EQ(mp_usable(&member), MP_OK);
-    CHECK(slot > 1 && slot != MP_SLOT_ORPHAN);
+    CHECK(slot > 1 && slot < MP_SLOT_ORPHANS);
     CHECK_EQ(atomic_load(&member.locals[entry].pins), MP_ONE_VIEW); /* the operation was the parent's */
     CHECK_EQ(atomic_load(&member.locals[entry].refs), 1);
     CHECK(atomic_load(mp_pin_word(e, slot)) & mp_bit(slot));
@@ -79,10 +80,10 @@ static void parent_that_dies(void) {
 }
 
 static void is_an_orphan(void) {
-    CHECK_EQ(member.slot, MP_SLOT_ORPHAN);
+    CHECK_EQ(member.slot, MP_SLOT_ORPHANS);
     CHECK_EQ(mp_usable(&member), MP_CLOSED);
     mp_entry *e = &member.entries[entry];
-    CHECK(atomic_load(mp_pin_word(e, MP_SLOT_ORPHAN)) & mp_bit(MP_SLOT_ORPHAN));
+    CHECK(atomic_load(mp_pin_word(e, MP_SLOT_ORPHANS)) & mp_bit(MP_SLOT_ORPHANS));
     while (bits(e->holders) != 0) usleep(100); /* the parent lets go of its ref: garbage, but pinned */
     CHECK_EQ(mp_state_of(atomic_load(&e->control)), MP_GARBAGE);
     uint64_t word;
@@ -138,7 +139,7 @@ static void parent_without_locks(void) {
     view_and_refuse_locks();
     mp_fork_prepare(&member);
     uint32_t slot = member.fork_slot;
-    CHECK(slot != MP_SLOT_ORPHAN);
+    CHECK(slot < MP_SLOT_ORPHANS);
     CHECK_EQ(member.system->slot_locked(&member, slot), 0);
     CHECK_EQ(mp_slot_dead(&member, slot, &word), false);
     pid_t pid = fork();
@@ -169,17 +170,17 @@ static void parent_of_an_orphan_without_a_lock(void) {
     uint64_t word;
     view_and_refuse_locks();
     mp_fork_prepare(&member);
-    CHECK_EQ(member.fork_slot, MP_SLOT_ORPHAN);
+    CHECK_EQ(member.fork_slot, MP_SLOT_ORPHANS);
     mp_fork_parent(&member);
     let_go_with_locks();
-    CHECK_EQ(mp_slot_dead(&member, MP_SLOT_ORPHAN, &word), false);
+    CHECK_EQ(mp_slot_dead(&member, MP_SLOT_ORPHANS, &word), false);
     mp_fork_prepare(&member); /* another orphan, with a lock, which ends */
-    CHECK_EQ(member.fork_slot, MP_SLOT_ORPHAN);
-    CHECK(member.system->slot_locked(&member, MP_SLOT_ORPHAN) & MP_LOCK_BIRTH);
+    CHECK_EQ(member.fork_slot, MP_SLOT_ORPHANS);
+    CHECK(member.system->slot_locked(&member, MP_SLOT_ORPHANS) & MP_LOCK_BIRTH);
     mp_fork_parent(&member);
-    CHECK_EQ(member.system->slot_locked(&member, MP_SLOT_ORPHAN), 0);
-    CHECK_EQ(mp_slot_dead(&member, MP_SLOT_ORPHAN, &word), false);
-    CHECK(atomic_load(mp_pin_word(&member.entries[entry], MP_SLOT_ORPHAN)) & mp_bit(MP_SLOT_ORPHAN));
+    CHECK_EQ(member.system->slot_locked(&member, MP_SLOT_ORPHANS), 0);
+    CHECK_EQ(mp_slot_dead(&member, MP_SLOT_ORPHANS, &word), false);
+    CHECK(atomic_load(mp_pin_word(&member.entries[entry], MP_SLOT_ORPHANS)) & mp_bit(MP_SLOT_ORPHANS));
     mp_release_slot(&member);
 }
 
@@ -247,7 +248,7 @@ static void without_locks_a_child_is_known_by_its_pid(void) {
 
 /* As if all slots but those of the test were taken, or free again. */
 static void mark_others(enum mp_slot_state state) {
-    for (uint32_t slot = 2; slot < MP_SLOT_ORPHAN; slot++) atomic_store(&self.slots[slot].word, state);
+    for (uint32_t slot = 2; slot < MP_SLOT_ORPHANS; slot++) atomic_store(&self.slots[slot].word, state);
 }
 
 static void without_slot_and_lock_views_stay_for_ever(void) {
@@ -255,8 +256,8 @@ static void without_slot_and_lock_views_stay_for_ever(void) {
     mark_others(MP_SLOT_LIVE);
     run(parent_of_an_orphan_without_a_lock);
     mark_others(MP_SLOT_FREE);
-    CHECK_EQ(self.slots[MP_SLOT_ORPHAN].word & 255u, MP_SLOT_LIVE);
-    atomic_store(&self.slots[MP_SLOT_ORPHAN].pid, 0); /* for the test's own end */
+    CHECK_EQ(self.slots[MP_SLOT_ORPHANS].word & 255u, MP_SLOT_LIVE);
+    atomic_store(&self.slots[MP_SLOT_ORPHANS].pid, 0); /* for the test's own end */
     survive();
     close_store();
 }
@@ -281,8 +282,90 @@ static void without_a_slot_views_stay_valid(void) {
     mark_others(MP_SLOT_LIVE);
     run(parent_of_an_orphan);
     mark_others(MP_SLOT_FREE);
-    CHECK_EQ(self.slots[MP_SLOT_ORPHAN].word & 255u, MP_SLOT_LIVE);
+    CHECK_EQ(self.slots[MP_SLOT_ORPHANS].word & 255u, MP_SLOT_LIVE);
     survive(); /* reaps the orphans' slot, too */
+    close_store();
+}
+
+/* An orphan that is gone, with a pin of its own. */
+static void leave_an_orphan(uint32_t slot) {
+    mp_slot_mark(&self, slot, MP_SLOT_LIVE);
+    atomic_fetch_or(mp_pin_word(&self.entries[entry], slot), mp_bit(slot));
+}
+
+static bool orphans_pin(uint32_t slot) { return atomic_load(mp_pin_word(&self.entries[entry], slot)) & mp_bit(slot); }
+
+/* Whoever reaps the slot of orphans stands still with the mutex, and somebody forks who cannot have it. */
+static void fork_meanwhile(const char *name) {
+    if (strcmp(name, "reap.entry") != 0) return;
+    failpoint_hook = NULL;
+    mp_fork_prepare(&member);
+}
+
+static void an_orphan_comes_while_others_are_reaped(void) {
+    for (uint32_t slot = MP_SLOT_ORPHANS; slot < MP_SLOTS; slot++) {
+        open_store(4 << 20);
+        become_member(1);
+        uint64_t id = agent_create(&worker, 50000);
+        entry = (uint32_t)(id & 0xffff), birth = id >> 16;
+        CHECK_EQ(mp_view(&member, entry, birth, &offset, &size), MP_OK);
+        leave_an_orphan(slot);
+        member.patience_ns = 1000000;
+        failpoint_hook = fork_meanwhile;
+        CHECK_EQ(mp_reap(&self, slot, atomic_load(&self.slots[slot].word)), MP_OK);
+        CHECK(failpoint_hook == NULL);
+        CHECK(member.fork_slot >= MP_SLOT_ORPHANS);
+        CHECK_EQ(self.slots[slot].word & 255u, MP_SLOT_FREE);
+        CHECK(orphans_pin(member.fork_slot)); /* what the child views is not given away */
+        mp_fork_parent(&member);
+        CHECK_EQ(mp_reap_dead(&self), 1); /* there was no child */
+        CHECK(!orphans_pin(member.fork_slot));
+        mp_unpin(&member, entry, MP_ONE_VIEW);
+        CHECK_EQ(mp_drop(&member, entry, -1), MP_OK);
+        mp_release_slot(&member);
+        fixture_unmap(&member);
+        survive();
+        close_store();
+    }
+}
+
+/* Or there would be none for an orphan to come to. */
+static void one_slot_of_orphans_is_reaped_at_a_time(void) {
+    for (uint32_t slot = MP_SLOT_ORPHANS; slot < MP_SLOTS; slot++) {
+        open_store(4 << 20);
+        mp_slot_mark(&self, slot, MP_SLOT_REAPING); /* by one that is dead */
+        uint32_t other = slot ^ 1;
+        entry = (uint32_t)(ground->board[0] & 0xffff);
+        leave_an_orphan(other);
+        uint64_t word = atomic_load(&self.slots[other].word);
+        CHECK_EQ(mp_reap(&self, other, word), MP_OK);
+        CHECK_EQ(atomic_load(&self.slots[other].word), word);
+        CHECK(orphans_pin(other));
+        while (mp_reap_dead(&self) != 0) continue;
+        CHECK(!orphans_pin(other));
+        survive();
+        close_store();
+    }
+}
+
+/* Closed behind a stopped holder of the mutex, and joined again: the first slot has a live process, and no owner. */
+static void a_member_that_could_not_leave_is_reaped(void) {
+    open_store(4 << 20);
+    become_member(1);
+    uint64_t id = agent_create(&worker, 50000);
+    entry = (uint32_t)(id & 0xffff);
+    uint32_t slot = member.slot;
+    member.patience_ns = 1000000;
+    CHECK_EQ(mp_lock(&self, -1), MP_OK);
+    mp_drop_all(&member);
+    mp_release_slot(&member);
+    mp_unlock(&self);
+    CHECK_EQ(self.slots[slot].word & 255u, MP_SLOT_LIVE);
+    CHECK_EQ(mp_state(&self, entry, id >> 16), MP_OK);
+    CHECK_EQ(mp_reap_dead(&self), 1);
+    CHECK_EQ(mp_state(&self, entry, id >> 16), MP_NOT_FOUND);
+    fixture_unmap(&member);
+    survive();
     close_store();
 }
 
@@ -296,5 +379,8 @@ int main(int argc, char **argv) {
     RUN(without_slot_and_lock_views_stay_for_ever);
     RUN(a_slot_reserved_meanwhile_is_not_taken_over);
     RUN(a_slot_adopted_meanwhile_is_not_dead);
+    RUN(an_orphan_comes_while_others_are_reaped);
+    RUN(one_slot_of_orphans_is_reaped_at_a_time);
+    RUN(a_member_that_could_not_leave_is_reaped);
     return 0;
 }

@@ -525,7 +525,7 @@ static void there_are_so_many_slots(void) {
     static mp_member others[MP_SLOTS];
     mp_member last;
     open_store();
-    for (uint32_t i = 2; i < MP_SLOT_ORPHAN; i++) fixture_join(&a, &others[i]);
+    for (uint32_t i = 2; i < MP_SLOT_ORPHANS; i++) fixture_join(&a, &others[i]);
     CHECK_EQ(mp_map_shared(&last, &a), MP_OK);
     CHECK_EQ(mp_claim_slot(&last), MP_NO_SLOT);
     mp_release_slot(&others[100]);
@@ -533,7 +533,7 @@ static void there_are_so_many_slots(void) {
     CHECK_EQ(last.slot, others[100].slot);
     mp_release_slot(&last);
     fixture_leave(&last);
-    for (uint32_t i = 2; i < MP_SLOT_ORPHAN; i++) {
+    for (uint32_t i = 2; i < MP_SLOT_ORPHANS; i++) {
         if (i != 100) mp_release_slot(&others[i]);
         fixture_leave(&others[i]);
     }

@@ -3,7 +3,7 @@
  * Order: refs_mutex; the store's mutex, to reserve a slot under a birth lock; then pins_mutex.
  * refs and pins stay locked over the fork, so the counts that the child copies are whole. The
  * child takes no mutex. Without a slot (all taken, or the mutex's holder is stopped) the child
- * shares the slot of orphans: its views stay valid, every other call of it fails. Where the system
+ * shares a slot with other orphans: its views stay valid, every other call of it fails. Where the system
  * gives no lock, a mark in the slot keeps it until the child has put its pid there.
  * Everything here is safe after fork in a threaded process: system calls and plain memory.
  */
@@ -16,7 +16,8 @@
 #include "failpoint.h"
 #include "kernel.h"
 
-#define FORK_TIMEOUT_NS 1000000000ll
+#define PATIENCE_NS 1000000000ll /* at most: a fork must not take longer */
+#define JOINS_MAX 1000u /* no table but a damaged one wants so many */
 
 /* A fresh open file description, whose locks the child shares. One is kept in store: a process that is
  * out of descriptors must not leave its child without a lock. */
@@ -46,7 +47,7 @@ static void mark_reserved(mp_member *m, uint32_t slot, uint32_t pid) {
 
 /* The store's mutex is held. A slot that somebody locks just now is passed over. */
 static bool reserve(mp_member *m) {
-    for (uint32_t slot = 0; slot < MP_SLOT_ORPHAN; slot++) {
+    for (uint32_t slot = 0; slot < MP_SLOT_ORPHANS; slot++) {
         if (!is_free(m, slot) || m->system->slot_locked(m, slot) || !lock_birth(m->fork_fd, slot, F_WRLCK)) continue;
         MP_FAILPOINT("fork.locked");
         mark_reserved(m, slot, 0);
@@ -60,23 +61,34 @@ static bool reserve(mp_member *m) {
  * now has still to ask for the mutex, and will find the slot taken. Never reaped, if there will be no child. */
 static bool reserve_unlocked(mp_member *m) {
     uint32_t slot = 0;
-    while (slot < MP_SLOT_ORPHAN && !is_free(m, slot)) slot++;
-    if (slot < MP_SLOT_ORPHAN) mark_reserved(m, slot, MP_PID_UNSEEN);
-    return slot < MP_SLOT_ORPHAN;
+    while (slot < MP_SLOT_ORPHANS && !is_free(m, slot)) slot++;
+    if (slot < MP_SLOT_ORPHANS) mark_reserved(m, slot, MP_PID_UNSEEN);
+    return slot < MP_SLOT_ORPHANS;
 }
 
-/* Of one without a lock nobody can tell when it ends: from then on what orphans view stays until the store ends. */
-static void join_orphans(mp_member *m) {
-    m->fork_slot = MP_SLOT_ORPHAN;
-    if (!lock_birth(m->fork_fd, MP_SLOT_ORPHAN, F_RDLCK)) atomic_store(&m->slots[MP_SLOT_ORPHAN].pid, MP_PID_UNSEEN);
-    mp_slot_mark(m, MP_SLOT_ORPHAN, MP_SLOT_LIVE); /* a new generation stops whoever reaps the last one */
+/* Perhaps without the mutex, in the middle of whose hold somebody stands still who clears the bits of orphans that are
+ * gone: it would clear those of ours as well when it goes on. So there are two such slots, of which one at most is being
+ * reaped, and the word is changed only from what it was seen to be. A new generation stops whoever has judged the last.
+ * Of an orphan without a lock nobody can tell when it ends: from then on what is viewed there stays until the store ends. */
+static bool join_orphans(mp_member *m, uint32_t slot) {
+    uint64_t word = atomic_load(&m->slots[slot].word);
+    if ((word & 255u) == MP_SLOT_REAPING) return false;
+    m->fork_slot = slot;
+    if (!lock_birth(m->fork_fd, slot, F_RDLCK)) atomic_store(&m->slots[slot].pid, MP_PID_UNSEEN);
+    return mp_slot_change(m, slot, word, MP_SLOT_LIVE);
+}
+
+/* A try fails if the other slot has begun to be reaped just then, or another orphan has come: that goes on. */
+static void join_some_orphans(mp_member *m) {
+    m->fork_slot = MP_SLOT_ORPHANS;
+    for (uint32_t tries = 0; tries < JOINS_MAX && !join_orphans(m, MP_SLOT_ORPHANS + tries % 2);) tries++;
 }
 
 static void copy_bits(mp_member *m) {
     uint32_t slot = m->fork_slot;
     for (uint32_t i = 1; i < mp_entries_backed(m); i++) {
         mp_local *local = &m->locals[i];
-        if (atomic_load_explicit(&local->refs, memory_order_relaxed) && slot != MP_SLOT_ORPHAN)
+        if (atomic_load_explicit(&local->refs, memory_order_relaxed) && slot < MP_SLOT_ORPHANS)
             atomic_fetch_or(mp_holder_word(&m->entries[i], slot), mp_bit(slot));
         if ((uint32_t)atomic_load_explicit(&local->pins, memory_order_relaxed)) /* views, not operations */
             atomic_fetch_or(mp_pin_word(&m->entries[i], slot), mp_bit(slot));
@@ -89,8 +101,9 @@ void mp_fork_prepare(mp_member *m) {
     bool open = atomic_load(&m->state) != MP_MEMBER_CLOSED && atomic_load(&m->state) != MP_MEMBER_ORPHAN;
     if (open) {
         m->fork_fd = open_birth(m);
-        bool locked = mp_lock(m, FORK_TIMEOUT_NS) == MP_OK;
-        if (!locked || (!reserve(m) && !reserve_unlocked(m))) join_orphans(m);
+        bool locked = mp_lock(m, m->patience_ns < PATIENCE_NS ? m->patience_ns : PATIENCE_NS) == MP_OK;
+        bool reserved = locked && mp_owns_slot(m) && (reserve(m) || reserve_unlocked(m));
+        if (!reserved) join_some_orphans(m);
         if (locked) mp_unlock(m);
     }
     pthread_mutex_lock(&m->pins_mutex);
@@ -132,7 +145,7 @@ void mp_fork_child(mp_member *m) {
     keep_views(m);
     if (!adopts) return;
     atomic_store(m->wipe, 1);
-    if (m->slot == MP_SLOT_ORPHAN) {
+    if (m->slot >= MP_SLOT_ORPHANS) {
         atomic_store(&m->state, MP_MEMBER_ORPHAN);
         return; /* fork_fd stays open: it is the orphan's life */
     }

@@ -139,6 +139,9 @@ void mp_pool_reset(mp_pool *pool); /* before a rebuild puts every item back */
 
 /* --- lock.c --- */
 mp_code mp_lock(mp_member *m, int64_t timeout_ns); /* negative: our patience. Repairs after a dead owner */
+/* The same, with our patience, for what takes a slot's number to be this member's: entries, segments, blocks, bits,
+ * tickets. MP_CLOSED: it was given up for dead, and the slot may be another's by now. */
+mp_code mp_lock_own(mp_member *m);
 void mp_unlock(mp_member *m);
 /* Sleeps until the event word differs from seen, at most slice_ns. */
 uint32_t mp_event(mp_member *m);
@@ -155,6 +158,11 @@ mp_code mp_usable(mp_member *m);              /* MP_OK, MP_CLOSED, MP_CORRUPTED 
 mp_code mp_guard_slot(mp_member *m);          /* the same, and takes a lost byte lock again */
 void mp_slot_adopt(mp_member *m, uint32_t slot); /* RESERVED for this process by its parent: LIVE */
 void mp_slot_mark(mp_member *m, uint32_t slot, enum mp_slot_state state); /* the next generation */
+bool mp_slot_change(mp_member *m, uint32_t slot, uint64_t word, enum mp_slot_state state); /* the same, if it has that word */
+/* Orphans of fork own none. */
+static inline bool mp_owns_slot(const mp_member *m) {
+    return m->slot < MP_SLOT_ORPHANS && atomic_load(&m->slots[m->slot].word) == m->slot_word;
+}
 
 /* --- refs.c: pins, holders, tokens --- */
 static inline uint64_t mp_word(uint64_t birth, enum mp_state state) { return birth << MP_BIRTH_SHIFT | (uint64_t)state; }
@@ -254,7 +262,7 @@ mp_code mp_segment_reserve(mp_member *m, uint32_t segment, uint64_t bytes, uint6
 void mp_segment_close(mp_member *m, uint32_t segment);  /* of ours; behind a stopped holder, later */
 mp_code mp_segment_end(mp_member *m, uint32_t segment, uint64_t id); /* the same, if it has that id */
 void mp_segment_retire(mp_member *m, uint32_t segment); /* the same, mutex held */
-bool mp_segment_mine(mp_member *m, uint32_t segment);   /* mutex held: OPEN, and this member appends to it */
+bool mp_segment_mine(mp_member *m, uint32_t segment);   /* mp_lock_own held: OPEN, and this member appends to it */
 void mp_segment_vacate(mp_member *m, uint32_t segment, uint64_t bytes); /* mutex held: a place of that length is gone */
 /* All that could be punched in a CLOSED segment, bytes in total, is. */
 mp_code mp_segment_punched(mp_member *m, uint32_t segment, uint64_t id, uint64_t bytes);

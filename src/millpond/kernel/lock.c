@@ -61,6 +61,15 @@ mp_code mp_lock(mp_member *m, int64_t timeout_ns) {
     return MP_BUSY;
 }
 
+mp_code mp_lock_own(mp_member *m) {
+    mp_code code = mp_lock(m, -1);
+    if (code == MP_OK && !mp_owns_slot(m)) {
+        mp_unlock(m);
+        code = MP_CLOSED;
+    }
+    return code;
+}
+
 void mp_unlock(mp_member *m) {
     MP_FAILPOINT("lock.unlock");
     atomic_store_explicit(&m->header->mutex_slot, 0, memory_order_relaxed);

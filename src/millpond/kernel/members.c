@@ -42,10 +42,13 @@ static void sign(mp_slot *slot, const identity *self) {
     memcpy(slot->command, self->command, sizeof slot->command);
 }
 
-void mp_slot_mark(mp_member *m, uint32_t index, enum mp_slot_state state) {
-    uint64_t generation = (atomic_load(&m->slots[index].word) >> 8) + 1;
+bool mp_slot_change(mp_member *m, uint32_t index, uint64_t word, enum mp_slot_state state) {
     MP_FAILPOINT("slot.mark");
-    atomic_store(&m->slots[index].word, slot_word(generation, state));
+    return atomic_compare_exchange_strong(&m->slots[index].word, &word, slot_word((word >> 8) + 1, state));
+}
+
+void mp_slot_mark(mp_member *m, uint32_t index, enum mp_slot_state state) {
+    (void)mp_slot_change(m, index, atomic_load(&m->slots[index].word), state);
 }
 
 /* The pid comes last: until then a slot without a lock is MP_PID_UNSEEN, and from then on all of it is ours. */
@@ -65,9 +68,19 @@ static mp_code take_over(mp_member *m, uint32_t index, uint64_t *word) {
     uint64_t now = atomic_load(&m->slots[index].word);
     if (slot_state(now) != MP_SLOT_FREE && now >> 8 != *word >> 8) code = MP_NO_SLOT; /* a fork's, since somebody freed it */
     else if (slot_state(now) != MP_SLOT_FREE) mp_slot_mark(m, index, MP_SLOT_REAPING);
-    *word = atomic_load(&m->slots[index].word);
+    m->slot_word = *word = atomic_load(&m->slots[index].word);
     mp_unlock(m);
     return code;
+}
+
+/* Whether a process stands behind this word of a slot that nobody has locked. */
+static bool has_process(mp_member *m, uint32_t index, uint64_t word) {
+    mp_slot *slot = &m->slots[index];
+    uint32_t pid = atomic_load(&slot->pid); /* before the start time, which is written before it */
+    if (pid == MP_PID_UNSEEN) return true; /* perhaps there is a child, and nothing but this keeps what it reads */
+    if (atomic_load(&slot->word) != word) return true; /* it has come meanwhile, and has put its pid there */
+    if (slot_state(word) != MP_SLOT_LIVE || index >= MP_SLOT_ORPHANS) return false; /* a reserved slot has none yet */
+    return m->system->process_alive(m, pid, atomic_load(&slot->start_time));
 }
 
 /* The byte lock of this slot is ours: clear away a dead predecessor, then stand in it. */
@@ -77,9 +90,7 @@ static mp_code claim_locked(mp_member *m, uint32_t index) {
     mp_code code = MP_OK;
     m->slot = index;
     if (slot_state(word) != MP_SLOT_FREE) {
-        if (m->system->slot_locked(m, index) & MP_LOCK_BIRTH) return MP_NO_SLOT;
-        uint32_t pid = atomic_load(&slot->pid); /* before the start time, which is written before it */
-        if (pid == MP_PID_UNSEEN || m->system->process_alive(m, pid, atomic_load(&slot->start_time))) return MP_NO_SLOT;
+        if ((m->system->slot_locked(m, index) & MP_LOCK_BIRTH) || has_process(m, index, word)) return MP_NO_SLOT;
         code = take_over(m, index, &word);
         if (code == MP_OK && slot_state(word) != MP_SLOT_FREE) code = mp_reap(m, index, word);
     }
@@ -101,7 +112,7 @@ mp_code mp_claim_slot(mp_member *m) {
     m->error = m->system->populate(m, m->slots, MP_SLOTS * sizeof(mp_slot));
     if (m->error) return MP_SYSTEM;
     uint32_t pid = (uint32_t)getpid();
-    for (uint32_t index = 0; index < MP_SLOT_ORPHAN; index++) {
+    for (uint32_t index = 0; index < MP_SLOT_ORPHANS; index++) {
         /* another member of this very process: our own lock would not conflict with its lock */
         if (slot_state(atomic_load(&m->slots[index].word)) == MP_SLOT_LIVE && atomic_load(&m->slots[index].pid) == pid) continue;
         int rc = m->system->lock_slot(m, index);
@@ -138,14 +149,9 @@ mp_code mp_guard_slot(mp_member *m) {
 /* The word is read before the locks: a lock is taken before its word is marked, so an unlocked
  * slot means that the owner of this very word is gone. */
 bool mp_slot_dead(mp_member *m, uint32_t index, uint64_t *word) {
-    mp_slot *slot = &m->slots[index];
-    *word = atomic_load(&slot->word);
+    *word = atomic_load(&m->slots[index].word);
     if (slot_state(*word) == MP_SLOT_FREE || m->system->slot_locked(m, index)) return false;
-    uint32_t pid = atomic_load(&slot->pid); /* before the start time, which is written before it */
-    if (pid == MP_PID_UNSEEN) return false; /* perhaps there is a child, and nothing but this keeps what it reads */
-    if (atomic_load(&slot->word) != *word) return false; /* it has come meanwhile, and has put its pid there */
-    if (slot_state(*word) != MP_SLOT_LIVE || index == MP_SLOT_ORPHAN) return true; /* a reserved slot has no process yet */
-    return !m->system->process_alive(m, pid, atomic_load(&slot->start_time));
+    return !has_process(m, index, *word);
 }
 
 /* What the dead owner of this entry was doing, and the bits it had. Mutex held. Bits go first and
@@ -209,13 +215,17 @@ static mp_code reap_blocks(mp_member *m, uint32_t slot, uint64_t word) {
     }
 }
 
+/* Of the two slots of orphans one at a time: whoever comes without the mutex joins the other. */
 static mp_code mark_reaping(mp_member *m, uint32_t slot, uint64_t *word) {
     mp_code code = mp_lock(m, -1);
     if (code != MP_OK) return code;
-    if (atomic_load(&m->slots[slot].word) != *word)
+    uint64_t seen = *word, reaping = slot_word(seen >> 8, MP_SLOT_REAPING);
+    bool later = slot >= MP_SLOT_ORPHANS && slot_state(atomic_load(&m->slots[slot ^ 1].word)) == MP_SLOT_REAPING;
+    if (later || !atomic_compare_exchange_strong(&m->slots[slot].word, &seen, reaping))
         code = MP_NOT_FOUND;
     else {
-        atomic_store(&m->slots[slot].word, *word = slot_word(*word >> 8, MP_SLOT_REAPING));
+        *word = reaping;
+        if (slot == m->slot) m->slot_word = reaping; /* it leaves, and punches blocks of its own */
         mp_queue_void(m, slot);
     }
     mp_unlock(m);
@@ -227,9 +237,9 @@ static mp_code free_slot(mp_member *m, uint32_t slot, uint64_t word) {
     if (code != MP_OK) return code;
     if (atomic_load(&m->slots[slot].word) == word) {
         atomic_store(&m->slots[slot].overflow_bytes, 0);
-        if (slot != MP_SLOT_ORPHAN) atomic_store(&m->slots[slot].pid, 0); /* an orphan may come without the mutex */
+        if (slot < MP_SLOT_ORPHANS) atomic_store(&m->slots[slot].pid, 0); /* an orphan may come without the mutex */
         atomic_store(&m->slots[slot].word, slot_word(word >> 8, MP_SLOT_FREE));
-    }
+    } /* one that is REAPING is changed by nobody without the mutex */
     mp_unlock(m);
     mp_event_bump(m); /* whoever waits for room or for a draft of the dead looks again */
     return MP_OK;
@@ -274,7 +284,9 @@ uint32_t mp_reap_dead(mp_member *m) {
 }
 
 void mp_release_slot(mp_member *m) {
-    if (m->slot == MP_SLOT_ORPHAN) return;
-    (void)mp_reap(m, m->slot, m->slot_word); /* does nothing if somebody has reaped us */
+    if (m->slot >= MP_SLOT_ORPHANS) return;
+    mp_code code = mp_reap(m, m->slot, m->slot_word); /* does nothing if somebody has reaped us */
+    /* behind a stopped holder others will; this process may join again, which is no life in this slot */
+    if (code != MP_OK && mp_owns_slot(m)) atomic_store(&m->slots[m->slot].pid, 0);
     m->system->unlock_slot(m, m->slot);
 }

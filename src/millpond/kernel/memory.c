@@ -7,7 +7,7 @@
 #include "kernel.h"
 
 mp_code mp_grown(mp_member *m, mp_run run, uint64_t borrowed, bool ok) {
-    mp_code code = mp_lock(m, -1);
+    mp_code code = mp_lock_own(m);
     enum mp_unfinished_kind kind = ok ? MP_GROWN : MP_NOT_GROWN;
     if (code == MP_BUSY) mp_put_off(m, (mp_unfinished){.kind = kind, .run = run, .number = borrowed});
     if (code != MP_OK) return code;
@@ -21,7 +21,7 @@ mp_code mp_grow(mp_member *m, uint64_t size) {
     for (;;) {
         mp_run run;
         mp_code code = mp_pool_ensure(m, &m->header->pool_spans, 8);
-        if (code == MP_OK) code = mp_lock(m, -1);
+        if (code == MP_OK) code = mp_lock_own(m);
         if (code != MP_OK) return code;
         code = mp_arena_plan_grow(m, size, &run);
         uint64_t borrowed = code == MP_OK ? mp_queue_borrow(m, (uint64_t)run.blocks * MP_BLOCK) : 0;
@@ -41,7 +41,7 @@ mp_code mp_grow(mp_member *m, uint64_t size) {
 mp_code mp_punch(mp_member *m, mp_run run, uint64_t borrowed) {
     mp_code code = mp_arena_punch(m, run) == 0 ? MP_OK : MP_SYSTEM;
     MP_FAILPOINT("shrink.punched");
-    if (code == MP_OK) code = mp_lock(m, -1);
+    if (code == MP_OK) code = mp_lock_own(m);
     if (code == MP_BUSY || code == MP_SYSTEM)
         mp_put_off(m, (mp_unfinished){.kind = MP_PUNCH, .run = run, .number = borrowed});
     if (code != MP_OK) return code;
@@ -56,7 +56,7 @@ uint64_t mp_shrink(mp_member *m, uint64_t bytes) {
     while (given < bytes) {
         mp_run run;
         uint64_t blocks = (bytes - given + MP_BLOCK - 1) / MP_BLOCK;
-        if (mp_pool_ensure(m, &m->header->pool_spans, 8) != MP_OK || mp_lock(m, -1) != MP_OK) break;
+        if (mp_pool_ensure(m, &m->header->pool_spans, 8) != MP_OK || mp_lock_own(m) != MP_OK) break;
         bool found = mp_arena_plan_punch(m, blocks > 1024 ? 1024 : (uint32_t)blocks, &run);
         uint64_t borrowed = found ? mp_queue_borrow(m, (uint64_t)run.blocks * MP_BLOCK) : 0;
         mp_unlock(m);

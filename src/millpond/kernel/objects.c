@@ -66,7 +66,7 @@ static mp_code draft(mp_member *m, uint64_t size, bool bare, uint32_t *entry, ui
     mp_code code = mp_usable(m);
     while (code == MP_OK) {
         pthread_mutex_lock(&m->refs_mutex); /* fork must not copy counts while we change them */
-        if ((code = mp_lock(m, -1)) == MP_OK) {
+        if ((code = mp_lock_own(m)) == MP_OK) {
             code = try_draft(m, size, bare, entry, birth, offset);
             mp_unlock(m);
         }
@@ -125,7 +125,7 @@ void mp_place_free(mp_member *m, mp_entry *e) {
 
 /* A put that found no room in memory: its record is on disk. */
 mp_code mp_settle(mp_member *m, uint32_t entry, uint64_t birth, const mp_place *place) {
-    mp_code code = mp_lock(m, -1);
+    mp_code code = mp_lock_own(m);
     if (code != MP_OK) return code;
     mp_entry *e = &m->entries[entry];
     uint64_t control = atomic_load(&e->control);
@@ -255,7 +255,7 @@ static mp_code evict_locked(mp_member *m, uint32_t entry, uint64_t birth) {
 /* Between the two holds the pins end, each of which may bury: that takes the mutex itself. */
 mp_code mp_clean_publish(mp_member *m, mp_cleaned *items, uint32_t count) {
     bool evict = false;
-    mp_code code = mp_lock(m, -1);
+    mp_code code = mp_lock_own(m);
     for (uint32_t i = 0; i < count; i++) items[i].code = code == MP_OK ? clean_locked(m, &items[i]) : code;
     if (code == MP_OK) mp_unlock(m);
     for (uint32_t i = 0; i < count; i++) {
@@ -299,7 +299,7 @@ mp_code mp_place_read(mp_member *m, uint32_t entry, uint64_t birth, mp_place *pl
 
 mp_code mp_restore_begin(mp_member *m, uint32_t entry, uint64_t birth, uint64_t *offset) {
     for (;;) {
-        mp_code code = mp_lock(m, -1);
+        mp_code code = mp_lock_own(m);
         if (code != MP_OK) return code;
         mp_entry *e = &m->entries[entry];
         uint32_t span = 0;
@@ -325,6 +325,7 @@ void mp_restore_step(mp_member *m, uint32_t entry) { atomic_fetch_add_explicit(&
 mp_code mp_restore_end(mp_member *m, uint32_t entry, uint64_t birth, enum mp_state state) {
     mp_entry *e = &m->entries[entry];
     uint64_t from = mp_word(birth, MP_RESTORING);
+    if (!mp_owns_slot(m)) return MP_CLOSED; /* whoever restores it now is another */
     if (state == MP_RESIDENT) {
         uint64_t size = atomic_load(&e->size);
         uint64_t now = mp_ticks();
@@ -336,7 +337,7 @@ mp_code mp_restore_end(mp_member *m, uint32_t entry, uint64_t birth, enum mp_sta
         atomic_fetch_add(&m->header->restored_objects, 1);
         return MP_OK;
     }
-    mp_code code = mp_lock(m, -1);
+    mp_code code = mp_lock_own(m);
     enum mp_unfinished_kind kind = state == MP_SPILLED ? MP_NOT_RESTORED : MP_FOUND_LOST;
     if (code == MP_BUSY) mp_put_off(m, (mp_unfinished){.kind = kind, .item = entry, .number = birth});
     if (code != MP_OK) return code;

@@ -90,7 +90,7 @@ static bool is_place(const mp_place *place, const mp_record *record) {
 
 mp_code mp_place_move(mp_member *m, const mp_record *record, uint32_t segment, uint64_t offset) {
     if (record->entry == 0 || record->entry >= m->geometry.entries) return MP_NOT_FOUND;
-    mp_code code = mp_lock(m, -1);
+    mp_code code = mp_lock_own(m);
     if (code != MP_OK) return code;
     mp_entry *e = &m->entries[record->entry];
     if (mp_birth_of(atomic_load(&e->control)) != record->birth || !alive(e) || !is_place(&e->place, record))

@@ -32,21 +32,11 @@ static mp_slot *first_of(const mp_member *m) {
     return first != 0 && first <= MP_SLOTS ? &m->slots[first - 1] : NULL;
 }
 
-/* Of a slot that is not another's by now. */
-static mp_code lock_own(mp_member *m) {
-    mp_code code = mp_lock(m, -1);
-    if (code == MP_OK && atomic_load(&m->slots[m->slot].word) != m->slot_word) {
-        mp_unlock(m);
-        code = MP_CLOSED;
-    }
-    return code;
-}
-
 mp_code mp_queue_enter(mp_member *m, uint64_t bytes) {
     mp_header *h = m->header;
     mp_slot *s = &m->slots[m->slot];
     uint64_t now = m->system->boottime();
-    mp_code code = lock_own(m);
+    mp_code code = mp_lock_own(m);
     if (code != MP_OK) return code;
     if (m->queued++ == 0) {
         s->room_needed = s->room_reserved = 0;
@@ -62,7 +52,7 @@ mp_code mp_queue_enter(mp_member *m, uint64_t bytes) {
 
 mp_code mp_queue_renew(mp_member *m) {
     uint64_t now = m->system->boottime();
-    mp_code code = lock_own(m);
+    mp_code code = mp_lock_own(m);
     if (code != MP_OK) return code;
     m->slots[m->slot].ticket_renewed = now;
     choose_first(m, now);
@@ -85,7 +75,7 @@ static uint64_t smaller(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
 mp_code mp_queue_leave(mp_member *m, uint64_t bytes) {
     mp_slot *s = &m->slots[m->slot];
-    mp_code code = lock_own(m);
+    mp_code code = mp_lock_own(m);
     if (code == MP_BUSY) mp_put_off(m, (mp_unfinished){.kind = MP_QUEUED, .number = bytes});
     if (code != MP_OK) return code;
     uint64_t served = smaller(m->queue_served, bytes);
@@ -99,7 +89,7 @@ mp_code mp_queue_leave(mp_member *m, uint64_t bytes) {
 /* Our slot while we stand in the queue, else NULL. */
 static mp_slot *own_place(const mp_member *m) {
     mp_slot *s = &m->slots[m->slot];
-    return m->queued != 0 && s->ticket != 0 && atomic_load(&s->word) == m->slot_word ? s : NULL;
+    return m->queued != 0 && s->ticket != 0 && mp_owns_slot(m) ? s : NULL;
 }
 
 uint64_t mp_queue_borrow(mp_member *m, uint64_t bytes) {

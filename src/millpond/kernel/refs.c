@@ -15,12 +15,6 @@
 
 /* --- pins --- */
 
-/* The bits of an orphan are shared by all orphans and go with the last of them. Those of a member that was
- * given up for dead are gone, and its slot may be another's by now. */
-static bool bits_are_ours(mp_member *m) {
-    return m->slot != MP_SLOT_ORPHAN && atomic_load(&m->slots[m->slot].word) == m->slot_word;
-}
-
 void mp_pin(mp_member *m, uint32_t entry, uint64_t unit) {
     _Atomic uint64_t *pins = &m->locals[entry].pins;
     uint64_t count = atomic_load_explicit(pins, memory_order_acquire);
@@ -60,7 +54,7 @@ void mp_unpin(mp_member *m, uint32_t entry, uint64_t unit) {
     pthread_mutex_lock(&m->pins_mutex);
     if (atomic_fetch_sub_explicit(pins, unit, memory_order_acq_rel) == unit) {
         MP_FAILPOINT("unpin.count");
-        last = bits_are_ours(m);
+        last = mp_owns_slot(m); /* else its bits are gone, or those of all orphans */
         if (last) /* PAIR unpin-delete */
             atomic_fetch_and(mp_pin_word(&m->entries[entry], m->slot), ~mp_bit(m->slot));
     }
@@ -138,7 +132,7 @@ mp_code mp_hold(mp_member *m, uint32_t entry, uint64_t birth) {
             return MP_NOT_FOUND;
         }
     pthread_mutex_lock(&m->refs_mutex);
-    mp_code code = mp_lock(m, -1);
+    mp_code code = mp_lock_own(m);
     if (code == MP_OK) {
         code = hold_locked(m, entry, birth);
         mp_unlock(m);
@@ -149,7 +143,7 @@ mp_code mp_hold(mp_member *m, uint32_t entry, uint64_t birth) {
 
 /* The last local ref: our bit goes, and with it perhaps the object. Both mutexes held. */
 static void let_go(mp_member *m, uint32_t entry) {
-    if (!bits_are_ours(m)) return;
+    if (!mp_owns_slot(m)) return;
     mp_entry *e = &m->entries[entry];
     atomic_fetch_and(mp_holder_word(e, m->slot), ~mp_bit(m->slot));
     MP_FAILPOINT("drop.bit");
@@ -297,7 +291,7 @@ static bool token_is(mp_member *m, uint32_t token, uint64_t nonce) {
 mp_code mp_token_load(mp_member *m, uint32_t token, uint64_t nonce, uint32_t entry, uint64_t birth) {
     if (!entry_backed(m, entry)) return MP_NOT_FOUND;
     pthread_mutex_lock(&m->refs_mutex);
-    mp_code code = mp_lock(m, -1);
+    mp_code code = mp_lock_own(m);
     if (code == MP_OK) {
         code = hold_locked(m, entry, birth); /* hold first: a kill before the next line only delays release */
         if (code == MP_OK && token_is(m, token, nonce) && m->tokens[token].entry == entry) {

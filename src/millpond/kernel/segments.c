@@ -1,6 +1,8 @@
 /* Segment records: which spill files exist, and how much of each is alive.
  *
- * Invariants: a segment is appended to by its owner only, while OPEN. It is DEAD when it is not
+ * Invariants: a segment is appended to by its owner only, while OPEN. What a caller holds is a record's index,
+ * and that is its own segment if the record is OPEN, has the number of its slot, and the slot is still its own: a
+ * slot is another's only after all that its owner had open is closed. It is DEAD when it is not
  * OPEN and no place points to it; then anybody may unlink the file and forget the record. The
  * live bytes are a cache: the places are the truth.
  */
@@ -11,7 +13,7 @@ mp_code mp_segment_open(mp_member *m, uint32_t directory, uint32_t *segment, uin
     mp_pool *pool = &m->header->pool_segments;
     for (;;) {
         mp_code code = mp_pool_ensure(m, pool, 1);
-        if (code == MP_OK) code = mp_lock(m, -1);
+        if (code == MP_OK) code = mp_lock_own(m);
         if (code != MP_OK) return code;
         uint32_t index = mp_pool_take(m, pool);
         if (index != 0) {
@@ -32,7 +34,7 @@ mp_code mp_segment_open(mp_member *m, uint32_t directory, uint32_t *segment, uin
 
 mp_code mp_segment_reserve(mp_member *m, uint32_t segment, uint64_t bytes, uint64_t *offset) {
     if (segment == 0 || segment >= m->geometry.segments) return MP_INVALID;
-    mp_code code = mp_lock(m, -1);
+    mp_code code = mp_lock_own(m);
     if (code != MP_OK) return code;
     mp_segment *s = &m->segments[segment];
     uint64_t limit = atomic_load(&m->header->spill_limit);
@@ -80,7 +82,7 @@ void mp_segment_vacate(mp_member *m, uint32_t segment, uint64_t bytes) {
 }
 
 mp_code mp_segment_end(mp_member *m, uint32_t segment, uint64_t id) {
-    mp_code code = mp_lock(m, -1);
+    mp_code code = mp_lock_own(m);
     if (code == MP_BUSY) mp_put_off(m, (mp_unfinished){.kind = MP_SEGMENT_FULL, .item = segment, .number = id});
     if (code != MP_OK) return code;
     if (mp_segment_mine(m, segment) && m->segments[segment].id == id) mp_segment_retire(m, segment);
