@@ -59,6 +59,85 @@ void run(void (*body)(void)) {
     CHECK_EQ(wait_for_all(), 0);
 }
 
+/* A value on disk that is being restored, */
+void begin_restore(uint32_t *entry, uint64_t *birth) {
+    uint32_t segment;
+    uint64_t id, offset, size;
+    mp_place place = {.length = 4096};
+    mp_code code;
+    CHECK_EQ(mp_segment_open(&member, 0, &segment, &id), MP_OK);
+    CHECK_EQ(mp_segment_reserve(&member, segment, 4096, &place.offset), MP_OK);
+    place.segment = segment;
+    CHECK_EQ(mp_draft_bare(&member, 100, entry, birth), MP_OK);
+    CHECK_EQ(mp_settle(&member, *entry, *birth, &place), MP_OK);
+    CHECK_EQ(mp_place_read(&member, *entry, *birth, &place, &size), MP_IS_SPILLED);
+    while ((code = mp_restore_begin(&member, *entry, *birth, &offset)) == MP_NO_ROOM)
+        CHECK_EQ(mp_grow(&member, size), MP_OK);
+    CHECK_EQ(code, MP_OK);
+    mp_segment_close(&member, segment);
+}
+
+/* Takes the mutex in a system call, as somebody would who is stopped with it: what the caller has begun is put off. */
+static int stop_and_commit(mp_member *m, uint64_t offset, uint64_t length) {
+    CHECK_EQ(mp_lock(m, -1), MP_OK);
+    return mp_linux.commit(m, offset, length);
+}
+
+static int stop_and_fail(mp_member *m, uint64_t offset, uint64_t length) {
+    (void)offset, (void)length;
+    CHECK_EQ(mp_lock(m, -1), MP_OK);
+    return ENOMEM;
+}
+
+static int stop_and_punch(mp_member *m, uint64_t offset, uint64_t length) {
+    CHECK_EQ(mp_lock(m, -1), MP_OK);
+    return mp_linux.punch(m, offset, length);
+}
+
+void begin_rests(rests *begun) {
+    static mp_system slow;
+    uint64_t id;
+    int64_t patience = member.patience_ns;
+    const mp_system *system = member.system;
+    slow = *system;
+    member.system = &slow;
+    member.patience_ns = 100000;
+    mp_shrink(&member, UINT64_MAX / 2); /* so that there is growth */
+    CHECK_EQ(mp_queue_enter(&member, 100000), MP_OK);
+    begin_restore(&begun->failed, &begun->failed_birth);
+    begin_restore(&begun->lost, &begun->lost_birth);
+    CHECK_EQ(mp_segment_open(&member, 0, &begun->segment, &id), MP_OK);
+    CHECK_EQ(mp_grow(&member, 100000), MP_OK);
+    slow.punch = stop_and_punch;
+    CHECK_EQ(mp_shrink(&member, MP_BLOCK), 0);
+    mp_unlock(&member);
+    slow.commit = stop_and_commit;
+    CHECK_EQ(mp_grow(&member, 100000), MP_BUSY);
+    mp_unlock(&member);
+    slow.commit = stop_and_fail;
+    CHECK_EQ(mp_grow(&member, 400000), MP_BUSY);
+    CHECK_EQ(mp_restore_end(&member, begun->failed, begun->failed_birth, MP_SPILLED), MP_BUSY);
+    CHECK_EQ(mp_restore_end(&member, begun->lost, begun->lost_birth, MP_LOST), MP_BUSY);
+    mp_segment_close(&member, begun->segment);
+    CHECK_EQ(mp_queue_leave(&member, 100000), MP_BUSY);
+    mp_unlock(&member);
+    CHECK_EQ(atomic_load(&member.unfinished_count), MP_QUEUED + 1); /* one of each kind */
+    member.system = system;
+    member.patience_ns = patience;
+}
+
+void end_rests(const rests *begun) {
+    CHECK_EQ(atomic_load(&member.unfinished_count), 0);
+    CHECK_EQ(mp_state(&member, begun->failed, begun->failed_birth), MP_IS_SPILLED);
+    CHECK_EQ(mp_state(&member, begun->lost, begun->lost_birth), MP_IS_LOST);
+    CHECK_EQ(atomic_load(&member.segments[begun->segment].state), MP_SEGMENT_DEAD);
+    for (uint32_t b = 0; b < mp_commit_high(&member); b++)
+        CHECK(mp_block_state(&member, b) == MP_NONE || mp_block_state(&member, b) == MP_COMMITTED);
+    CHECK_EQ(member.queued, 0);
+    mp_unpin(&member, begun->failed, MP_ONE_OP);
+    mp_unpin(&member, begun->lost, MP_ONE_OP);
+}
+
 void expect_values(void) {
     for (uint32_t i = 0; i < SHIELDED; i++) agent_expect_value(&survivor, ground->board[i]);
 }

@@ -30,6 +30,17 @@ void become_member(uint64_t salt);
 void work(uint32_t steps);
 void leave(void);
 
+/* Of member: a value on disk that is being restored. */
+void begin_restore(uint32_t *entry, uint64_t *birth);
+
+/* Calls of each kind whose second half finds the mutex taken, and is put off. */
+typedef struct rests {
+    uint32_t failed, lost, segment; /* two restores, a file that is full; memory and a place in the queue are the others */
+    uint64_t failed_birth, lost_birth;
+} rests;
+void begin_rests(rests *begun);
+void end_rests(const rests *begun); /* they are ended, as they should be */
+
 pid_t start(void (*body)(void)); /* in a child, which then exits with 0 */
 uint32_t wait_for_all(void);     /* every process below us; returns how many were killed */
 void run(void (*body)(void));    /* to its end, without a death */

@@ -60,6 +60,7 @@ static bool run_until_killed(void (*body)(void), const char *name, uint32_t hit)
 
 static void die_inside(void);
 static void fork_on(void);
+static void finish(void);
 
 /* The next one to lock the mutex repairs the table, if its owner is dead. */
 static bool mutex_is_left(void) {
@@ -73,7 +74,8 @@ static void kill_at(uint32_t index, uint32_t hit, void (*before)(void), void (*b
     if (before) before();
     if (run_until_killed(body, names[index], hit)) {
         deaths[index]++;
-        bool alone = before != die_inside && body != fork_on; /* no other death, no child that repairs */
+        /* no other death, no child that repairs, nobody who stands for another with the mutex */
+        bool alone = before != die_inside && body != fork_on && body != finish;
         if (alone) with_mutex[index] |= mutex_is_left() ? held : free_of_it;
     }
     survive();
@@ -260,10 +262,23 @@ static void movers(void) {
     leave();
 }
 
+static void finish(void) {
+    rests begun;
+    become_member(8);
+    begin_rests(&begun);
+    CHECK_EQ(mp_finish(&member), MP_OK);
+    end_rests(&begun);
+    mp_drop_all(&member);
+    leave();
+}
+
 static uint64_t salt;
 
 static void leave_ruins(void) {
+    uint32_t entry;
+    uint64_t birth;
     become_member(100 + salt);
+    begin_restore(&entry, &birth);
     work(60);
     for (uint32_t kind = 0; kind < AGENT_RUINS; kind++) agent_abandon(&worker, kind);
     _exit(0); /* as good as a death: nothing is let go */
@@ -350,6 +365,12 @@ static void kill_while_moving(void) {
     close_store();
 }
 
+static void kill_while_ending_what_was_put_off(void) {
+    open_store(6 << 20);
+    kill_everywhere(NULL, finish);
+    close_store();
+}
+
 /* A pool grows once or twice in a store's life: each death needs a store of its own. */
 static void kill_while_pools_grow(void) {
     for (uint32_t hit = 1; hit <= 3; hit++) {
@@ -379,7 +400,7 @@ static void kill_around_a_fork(void) {
 }
 
 static void stop_in_any_operation(void) {
-    static void (*const bodies[])(void) = {anything, rarities, containers, movers};
+    static void (*const bodies[])(void) = {anything, rarities, containers, movers, finish};
     for (uint32_t i = 0; i < sizeof bodies / sizeof *bodies; i++) {
         open_store(6 << 20);
         stop_everywhere(bodies[i]);
@@ -454,6 +475,7 @@ int main(int argc, char **argv) {
     RUN(kill_in_rare_operations);
     RUN(kill_among_containers);
     RUN(kill_while_moving);
+    RUN(kill_while_ending_what_was_put_off);
     RUN(kill_while_pools_grow);
     RUN(kill_while_reaping);
     RUN(kill_while_repairing);

@@ -92,6 +92,38 @@ static bool put(uint64_t bytes) {
     return mp_seal(&member, made, its_birth) == MP_OK;
 }
 
+/* As the draft of somebody who writes into the store's memory himself, while others wait for it. */
+static bool put_in_sight(void) {
+    uint32_t made;
+    uint64_t its_birth, offset;
+    if (mp_draft(&member, 3000, &made, &its_birth, &offset) != MP_OK) return false;
+    mp_pin(&member, made, MP_ONE_OP);
+    atomic_fetch_or(&member.entries[made].control, MP_WAIT_BIT);
+    atomic_fetch_add(&member.header->waiters, 1);
+    memset(member.arena_write + offset, 1, 64);
+    bool sealed = mp_seal(&member, made, its_birth) == MP_OK;
+    atomic_fetch_sub(&member.header->waiters, 1);
+    mp_unpin(&member, made, MP_ONE_OP);
+    return sealed;
+}
+
+static bool abandon(void) {
+    uint32_t made;
+    uint64_t its_birth, offset;
+    if (mp_draft(&member, 3000, &made, &its_birth, &offset) != MP_OK) return false;
+    return mp_abort(&member, made, its_birth) == MP_OK && mp_drop(&member, made, -1) == MP_OK;
+}
+
+static bool put_on_disk(void) {
+    uint32_t made;
+    uint64_t its_birth;
+    mp_place place = {.length = 4096, .segment = spare_segment};
+    if (mp_draft_bare(&member, 3000, &made, &its_birth) != MP_OK) return false;
+    if (mp_segment_reserve(&member, spare_segment, place.length, &place.offset) != MP_OK) return false;
+    memset(ground->disk + spare_segment * SEGMENT_BYTES + place.offset, 1, 64);
+    return mp_settle(&member, made, its_birth, &place) == MP_OK;
+}
+
 static bool put_small(void) { return put(100); }
 static bool put_large(void) { return put(20000); }
 static bool release(void) { return mp_drop(&member, entry, -1) == MP_OK; }
@@ -126,14 +158,17 @@ static bool put_containers(void) {
     return mp_seal(&member, made, its_birth) == MP_OK && mp_drop(&member, made, -1) == MP_OK;
 }
 
-static bool clean_and_evict(void) {
+static bool clean_it(bool and_evict) {
     uint64_t offset, size, at;
     if (mp_clean_claim(&member, other, other_birth, &offset, &size) != MP_OK) return false;
     if (mp_segment_reserve(&member, spare_segment, 4096, &at) != MP_OK) return false;
     memcpy(ground->disk + spare_segment * SEGMENT_BYTES + at, member.arena_read + offset, size);
     mp_place place = {.offset = at, .length = 4096, .segment = spare_segment};
-    return fixture_publish(&member, other, other_birth, &place, true) == MP_OK;
+    return fixture_publish(&member, other, other_birth, &place, and_evict) == MP_OK;
 }
+
+static bool clean_only(void) { return clean_it(false); }
+static bool clean_and_evict(void) { return clean_it(true); }
 
 static bool restore_to(enum mp_state state) {
     uint64_t offset, size;
@@ -157,6 +192,20 @@ static bool hand_off(void) {
     uint32_t token;
     if (mp_token_issue(&member, entry, birth, 1, UINT64_MAX - 2, 5, &token) != MP_OK) return false;
     return mp_token_load(&member, token, 5, entry, birth) == MP_OK;
+}
+
+static bool take_back(void) {
+    uint32_t token, lapses;
+    if (mp_token_issue(&member, entry, birth, 1, UINT64_MAX - 2, 5, &token) != MP_OK) return false;
+    if (mp_token_issue(&member, other, other_birth, 1, 1, 7, &lapses) != MP_OK) return false;
+    mp_token_cancel(&member, token, 5);
+    return mp_token_expire(&member, 2) == 1;
+}
+
+static bool release_later(void) {
+    mp_drop_later(&member, entry);
+    mp_drop_later(&member, other);
+    return mp_drain(&member) == 0;
 }
 
 static bool rename_it(void) {
@@ -199,6 +248,29 @@ static bool fork_in_vain(void) {
     mp_fork_prepare(&member);
     mp_fork_parent(&member);
     return true;
+}
+
+/* A child that finds no slot, here since its parent has lost its own. */
+static bool fork_an_orphan(void) {
+    uint64_t word = member.slot_word;
+    member.slot_word = 0;
+    mp_fork_prepare(&member);
+    member.slot_word = word;
+    mp_fork_parent(&member);
+    return member.fork_slot >= MP_SLOT_ORPHANS;
+}
+
+static rests begun;
+
+static void prepare_rests(void) {
+    prepare();
+    begin_rests(&begun);
+}
+
+static bool finish(void) {
+    bool done = mp_finish(&member) == MP_OK;
+    end_rests(&begun);
+    return done;
 }
 
 static bool reap(void) { return mp_reap_dead(&member) != 0; }
@@ -249,10 +321,15 @@ static const operation operations[] = {
     {"put, small", put_small, prepare, NULL},
     {"put, large", put_large, prepare, NULL},
     {"put, with refs inside", put_containers, prepare, NULL},
+    {"put, seen and awaited before its seal", put_in_sight, prepare, NULL},
+    {"put, given up", abandon, prepare, NULL},
+    {"put, to disk", put_on_disk, prepare, NULL},
     {"get", get, prepare, NULL},
     {"release", release, prepare, NULL},
+    {"release, put off", release_later, prepare, NULL},
     {"delete", delete, prepare, NULL},
     {"delete while it is read", delete_viewed, prepare, NULL},
+    {"clean", clean_only, prepare, NULL},
     {"clean and evict", clean_and_evict, prepare, NULL},
     {"evict", evict, prepare, NULL},
     {"drop a disk copy", unclean, prepare, NULL},
@@ -261,6 +338,7 @@ static const operation operations[] = {
     {"restore that fails", restore_in_vain, prepare, NULL},
     {"restore of what is lost", restore_lost, prepare, NULL},
     {"hand-off", hand_off, prepare, NULL},
+    {"hand-off, taken back; one that lapses", take_back, prepare, NULL},
     {"name", rename_it, prepare, NULL},
     {"segment", segments, prepare, NULL},
     {"grow", grow, prepare, NULL},
@@ -271,7 +349,9 @@ static const operation operations[] = {
     {"attach to a dead member's slot", attach, NULL, make_ruins},
     {"detach", detach, prepare, NULL},
     {"fork, the parent", fork_in_vain, prepare, NULL},
+    {"fork, the parent of an orphan", fork_an_orphan, prepare, NULL},
     {"fork, the child", adopt, prepare, NULL},
+    {"end what was put off", finish, prepare_rests, NULL},
     {"reap", reap, prepare, make_ruins},
     {"repair and reap", attach, NULL, die_with_the_mutex},
 };

@@ -8,6 +8,7 @@
  * it is reaped like anything of the dead. A forked child drops it: the marks are its parent's.
  * Not here: decrements of refs and burials, which are put off in ways of their own (refs.c).
  */
+#include "failpoint.h"
 #include "kernel.h"
 
 void mp_put_off(mp_member *m, mp_unfinished what) {
@@ -30,6 +31,7 @@ static bool take(mp_member *m, mp_unfinished *what) {
         atomic_store(&m->unfinished_count, count - 1);
     }
     pthread_mutex_unlock(&m->pins_mutex);
+    MP_FAILPOINT("unfinished.taken");
     return count != 0;
 }
 
