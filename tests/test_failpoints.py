@@ -141,6 +141,12 @@ def shrink(own: Any) -> None:
     assert own.store._shrink(1 << 40) > 0
 
 
+def finish(own: Any) -> None:
+    """Memory that the system would not take back is given back after all."""
+    own.store._reap()
+    assert own.store._totals()["returned_bytes_total"] > own.returned
+
+
 def restore_in_vain(own: Any) -> None:
     """The disk fails for a while."""
     reader = own.store._restore._reader
@@ -226,6 +232,28 @@ def with_sparse_blocks(own: Any) -> None:
     del own.refs[::2]
 
 
+def with_refused_memory(own: Any) -> None:
+    """Free memory that is to be given back: another file has the arena's descriptor just then."""
+    own.store._janitor.stop()  # it would end on a slow machine what is to be ended
+    assert own.store.put(np.ones(40_000)) is not None
+    arena = next(fd for fd in range(3, 1000) if "millpond-arena" in target(fd))
+    kept, other = os.dup(arena), os.open("/dev/null", os.O_RDWR)
+    os.dup2(other, arena, inheritable=False)
+    assert own.store._shrink(1 << 40) == 0
+    os.dup2(kept, arena, inheritable=False)
+    os.close(kept)
+    os.close(other)
+    own.returned = own.store._totals()["returned_bytes_total"]
+
+
+def target(fd: int) -> str:
+    """What a descriptor of this process is of."""
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except FileNotFoundError:
+        return ""
+
+
 def with_dead(own: Any) -> None:
     own.store._janitor.stop()  # it would do on a slow machine what is to be done
     with_objects(own)
@@ -278,6 +306,7 @@ OPERATIONS = [
     Operation(overflow, None, {"grow.planned", "grow.committed", "evict.spilled", "restore.filled"}),
     Operation(wait_for_room, None, {"queue.ticket", "queue.void"}),
     Operation(shrink, with_objects, {"shrink.planned", "shrink.punched", "arena.punched.marked"}),
+    Operation(finish, with_refused_memory, {"unfinished.taken", "shrink.punched", "arena.punched.marked"}),
     Operation(restore_in_vain, with_spilled, {"restore.begun", "restore.failed"}),
     Operation(move, with_sparse_blocks, {"move.evicting", "move.copied", "move.stored", "move.moved"}),
     Operation(lose, with_files_of_its_own, {"restore.begun", "bury.place", "place.freed"}),

@@ -479,6 +479,12 @@ MUTANTS: Final = (
         "bool later = false && ",
     ),
     Mutant(
+        "another file under the arena's number is punched",
+        "system.c",
+        "if (now.st_dev != m->arena_device || now.st_ino != m->arena_inode) return EBADF;",
+        "",
+    ),
+    Mutant(
         "who could not leave still has its process",
         "members.c",
         "if (code != MP_OK && mp_owns_slot(m)) atomic_store",

@@ -2,8 +2,12 @@
  * another process may do there.
  */
 #define _GNU_SOURCE
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "failpoint_page.h"
 #include "fixture.h"
@@ -189,6 +193,30 @@ static void a_new_segment_is_not_taken_for_the_dead_one(void) {
     close_store();
 }
 
+/* A program has closed what it does not know, and opened a file of its own: it got the arena's number. */
+static void another_file_is_neither_punched_nor_extended(void) {
+    char text[] = "not yours", found[sizeof text];
+    open_store();
+    int kept = dup(store.arena_fd), other = memfd_create("other", MFD_CLOEXEC);
+    CHECK(kept >= 0 && other >= 0);
+    CHECK_EQ(write(other, text, sizeof text), (ssize_t)sizeof text);
+    CHECK_EQ(dup2(other, store.arena_fd), store.arena_fd);
+    CHECK_EQ(mp_shrink(&a, UINT64_MAX / 2), 0);
+    CHECK_EQ(mp_grow(&a, 1 << 20), MP_SYSTEM);
+    CHECK_EQ(a.error, EBADF);
+    CHECK_EQ(pread(other, found, sizeof found, 0), (ssize_t)sizeof found);
+    CHECK_EQ(memcmp(found, text, sizeof text), 0);
+    struct stat file;
+    CHECK_EQ(fstat(other, &file), 0);
+    CHECK(file.st_blocks * 512 <= MP_PAGE);
+    CHECK_EQ(dup2(kept, store.arena_fd), store.arena_fd);
+    CHECK_EQ(mp_reap_dead(&a), 0); /* what was put off is done */
+    CHECK_EQ(a.header->committed_blocks, 0);
+    close(kept);
+    close(other);
+    close_store();
+}
+
 int main(int argc, char **argv) {
     check_arguments(argc, argv);
     RUN(pools_may_grow_during_a_rebuild);
@@ -199,5 +227,6 @@ int main(int argc, char **argv) {
     RUN(a_hand_off_for_ever_does_not_lapse);
     RUN(only_what_is_clean_is_evicted);
     RUN(a_new_segment_is_not_taken_for_the_dead_one);
+    RUN(another_file_is_neither_punched_nor_extended);
     return 0;
 }

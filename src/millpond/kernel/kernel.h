@@ -77,6 +77,7 @@ typedef struct mp_member {
     mp_geometry geometry;              /* the private, validated copy */
     const mp_system *system;
     int table_fd, arena_fd, lock_fd, birth_fd;
+    uint64_t arena_device, arena_inode; /* what arena_fd was when it was mapped */
 
     uint32_t slot;
     uint64_t slot_word; /* as claimed; differs from the table's once reaped */

@@ -34,10 +34,19 @@ static int allocate(int fd, int mode, uint64_t offset, uint64_t length) {
     return 0;
 }
 
-static int commit(mp_member *m, uint64_t offset, uint64_t length) { return allocate(m->arena_fd, 0, offset, length); }
+/* A program may close descriptors that it does not know, as daemons do, and then open a file of its own under the
+ * arena's number: that is not to be punched. */
+static int allocate_arena(mp_member *m, int mode, uint64_t offset, uint64_t length) {
+    struct stat now;
+    if (fstat(m->arena_fd, &now) != 0) return errno;
+    if (now.st_dev != m->arena_device || now.st_ino != m->arena_inode) return EBADF;
+    return allocate(m->arena_fd, mode, offset, length);
+}
+
+static int commit(mp_member *m, uint64_t offset, uint64_t length) { return allocate_arena(m, 0, offset, length); }
 
 static int punch(mp_member *m, uint64_t offset, uint64_t length) {
-    return allocate(m->arena_fd, FALLOC_FL_PUNCH_HOLE, offset, length);
+    return allocate_arena(m, FALLOC_FL_PUNCH_HOLE, offset, length);
 }
 
 static int populate(mp_member *m, void *address, uint64_t length) {

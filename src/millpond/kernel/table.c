@@ -173,7 +173,7 @@ static mp_code read_geometry(mp_member *m, char *why) {
         code = refuse(why, "the table's size is wrong", (uint64_t)table.st_size, h->geometry.table_bytes);
     else if ((uint64_t)arena.st_size != h->geometry.arena_bytes)
         code = refuse(why, "the arena's size is wrong", (uint64_t)arena.st_size, h->geometry.arena_bytes);
-    if (code == MP_OK) m->geometry = h->geometry;
+    if (code == MP_OK) m->geometry = h->geometry, m->arena_device = arena.st_dev, m->arena_inode = arena.st_ino;
     free(h);
     return code;
 }
