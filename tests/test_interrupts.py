@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from millpond.store import threads
+from millpond import threads
+from millpond.spill.overlap import Overlap
 from ponds import Pond
 from workers import wait_until
 
@@ -120,10 +121,17 @@ def test_a_put_may_be_interrupted_anywhere(pond: Pond) -> None:
     assert interrupts > 20
 
 
+def overlapped() -> None:
+    with Overlap[None]() as slot:
+        slot.start(lambda: None)
+        slot.finish()
+
+
 STARTS = {
     "millpond-janitor": lambda store, refs: store._janitor.start(),
     "millpond-spiller": lambda store, refs: store._room.spiller.wake(),
     "millpond-prefetch": lambda store, refs: store.prefetch(refs),
+    "millpond-disk": lambda store, refs: overlapped(),
 }
 
 
@@ -156,7 +164,14 @@ def test_a_start_of_a_thread_may_be_interrupted(
     assert [(ref.get() == noise(300_000, seed)).all() for seed, ref in enumerate(refs)] == [True] * 4
 
 
-def test_what_a_handler_raises_while_a_thread_starts_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def start_one() -> None:
+    threads.start(threading.Thread(target=lambda: None))
+
+
+@pytest.mark.parametrize("begin", [start_one, overlapped])
+def test_what_a_handler_raises_while_a_thread_starts_comes_out(
+    monkeypatch: pytest.MonkeyPatch, begin: Callable[[], None]
+) -> None:
     real: Any = getattr(threading, "_start_new_thread", None)
     if real is None:
         pytest.skip("this Python starts threads in another way")
@@ -166,13 +181,15 @@ def test_what_a_handler_raises_while_a_thread_starts_comes_out(monkeypatch: pyte
 
     def interrupted(*arguments: Any) -> None:
         real(*arguments)
-        wait_until(lambda: thread not in threading._limbo)  # type: ignore[attr-defined]
+        wait_until(lambda: not threading._limbo)  # type: ignore[attr-defined]
         raise TooLate
 
-    thread = threading.Thread(target=lambda: None)
+    before = threading.active_count()
     monkeypatch.setattr(threading, "_start_new_thread", interrupted)
     with pytest.raises(TooLate):
-        threads.start(thread)
+        begin()
+    monkeypatch.undo()
+    wait_until(lambda: threading.active_count() <= before)
 
 
 def test_signals_interrupt_at_random(pond: Pond) -> None:

@@ -22,6 +22,7 @@ RANKS = {
     "flag": 0,
     "descriptors": 0,
     "log": 0,
+    "threads": 0,
     "kernel": 1,
     "hot": 2,
     "spill": 3,

@@ -38,6 +38,11 @@ def get_small(own: Any) -> None:
         own.store.get(ref)
 
 
+def get_view(own: Any) -> None:
+    """More at a time than are kept for the next ones."""
+    assert len([own.store.get(ref) for ref in own.viewed]) > 16
+
+
 def build(own: Any) -> None:
     with own.store.create_buffer(3000) as draft:
         draft.seal()
@@ -65,6 +70,9 @@ def prepare(own: Any, address: str) -> None:
     own.array = np.full(30_000, 7)
     own.kept = own.store.put(1)
     own.read = [own.store.put(value) for value in (1, [1, 2], b"x" * 3000)]
+    with own.store.create_buffer(3000) as draft:
+        own.viewed = [own.store.put(own.array), *[draft.seal()] * 20]
+    del draft
     own.store.put(2, name="named")
     own.exported = own.kept.export(deliveries=2 * MOST)
 
@@ -104,7 +112,7 @@ def left(own: Any) -> tuple[int, int, int]:
 
 
 def forget(own: Any) -> None:
-    own.kept = own.read = None
+    own.kept = own.read = own.viewed = None
     own.store.delete("named")
     while True:
         try:
@@ -115,7 +123,7 @@ def forget(own: Any) -> None:
 
 @pytest.mark.parametrize(
     "act",
-    [put_array, put_small, get_small, build, contain, copy_ref, name, load],
+    [put_array, put_small, get_small, get_view, build, contain, copy_ref, name, load],
     ids=lambda act: act.__name__,
 )
 def test_every_allocation_fails(store: millpond.Store, pond: Pond, act: Any, tally: Counter[str]) -> None:

@@ -74,6 +74,16 @@ def extent_bytes(uint64_t size):
     return mp_extent_bytes(size)
 
 
+cdef extern from "Python.h":
+    void *PyInterpreterState_Get()
+    void *PyInterpreterState_Main()
+
+
+def is_main_interpreter():
+    """Whether the caller runs in the process's first interpreter."""
+    return PyInterpreterState_Get() == PyInterpreterState_Main()
+
+
 cdef struct Faults:
     char text[65536]
     size_t used

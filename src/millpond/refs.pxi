@@ -228,9 +228,24 @@ cdef class View:
             self.core.release_use()
 
 
+cdef extern from *:
+    """
+    #define mp_checked_view(view) ((void *)(view))
+    """
+    View checked_view "mp_checked_view"(PyObject *)
+    bint unlikely(bint)
+
+
+cdef inline View new_view():
+    return View.__new__(View)
+
+
 cdef View take_view(Core core, uint32_t entry, uint64_t offset, uint64_t size):
-    """Takes over the pin that mp_view has set."""
-    cdef View view = View.__new__(View)
+    """Takes over the pin that mp_view has set, also when there is no memory for the view."""
+    cdef PyObject *raw = (<PyObject *(*)() noexcept>new_view)()
+    if unlikely(raw == NULL):
+        mp_unpin(&core.m, entry, MP_ONE_VIEW)
+    cdef View view = checked_view(raw)
     view.core = core
     view.entry = entry
     view.data = core.m.arena_read + offset

@@ -6,6 +6,7 @@ import threading
 from types import TracebackType
 
 import millpond
+from millpond.threads import start
 from millpond.units import format_bytes
 
 INTERVAL_S = 0.02
@@ -37,7 +38,8 @@ class Watch:
         )
 
     def __enter__(self) -> Watch:
-        self._thread.start()
+        if not start(self._thread):
+            raise RuntimeError("no thread can be started that watches the store")
         return self
 
     def __exit__(

@@ -34,6 +34,7 @@ from millpond.integrations.calls import (
     check_options,
 )
 from millpond.store import reducers
+from millpond.threads import start
 
 __all__ = ["Future", "MappingExecutor", "ProcessPoolExecutor", "perform"]
 
@@ -210,7 +211,8 @@ def _start_worker(
     _worker = _Worker(connect(address), family, share_above)
     # A worker ends without the interpreter's own exit functions: the last member must tidy up.
     multiprocessing.util.Finalize(None, _worker.store.close, exitpriority=0)
-    threading.Thread(target=_end_with_parent, name="millpond-parent", daemon=True).start()
+    if not start(threading.Thread(target=_end_with_parent, name="millpond-parent", daemon=True)):
+        raise RuntimeError("no thread can be started that ends this worker with its parent")
     if initializer is not None:
         initializer(*initargs)
 

@@ -16,6 +16,7 @@ from types import ModuleType
 
 from millpond import Store, connect
 from millpond.integrations.own_memory import own_memory
+from millpond.threads import start
 
 __all__ = ["Visit"]
 
@@ -57,7 +58,7 @@ class Visit:
         # A worker that has grown by 300 MB is replaced: what it reads in a store is not its own.
         self._process_executor._get_memory_usage = _own_memory  # type: ignore[attr-defined]
         if not watched:
-            threading.Thread(target=self._watch, name="millpond-visit", daemon=True).start()
+            start(threading.Thread(target=self._watch, name="millpond-visit", daemon=True))
 
     def _watch(self) -> None:
         while True:

@@ -289,6 +289,7 @@ class Directories:
         self.troubles = Troubles()
         self._uuid, self._registry, self._floor = uuid, registry, floor
         self._turn = 0
+        self._closed = False
         self._places: list[_Place] = []
         try:
             for base in map(Path, bases):
@@ -313,6 +314,7 @@ class Directories:
 
     def close(self) -> None:
         """The directories are not in use any more by this process. Idempotent."""
+        self._closed = True
         for place in self._places:
             fd, place.fd = place.fd, None
             if fd is not None:
@@ -407,7 +409,9 @@ class Directories:
         return self.troubles.lately(self.paths[directory], RETRY_S)
 
     def note_failure(self, directory: int, error: OSError) -> None:
-        """A call there has failed: others are asked first for a while."""
+        """A call there has failed: others are asked first for a while. After `close` it may be gone."""
+        if self._closed:
+            return
         self.troubles.met(self.paths[directory], f"cannot spill there ({error.strerror})")
 
     def note_success(self, directory: int) -> None:

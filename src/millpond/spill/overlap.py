@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 from millpond.flag import Flag
+from millpond.threads import start
 
 T = TypeVar("T")
 
@@ -50,10 +51,9 @@ class Overlap(Generic[T]):
     def _start_thread(self) -> bool:
         thread = Thread(target=self._serve, name="millpond-disk", daemon=True)
         try:
-            thread.start()
+            if not start(thread):
+                return False
             self._thread = thread
-        except RuntimeError:
-            return False
         except BaseException:  # an interrupt, when it may have started already
             self._calls.put(None)
             raise

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from millpond import log
 from millpond.flag import Flag
-from millpond.store.threads import FORK_PATIENCE_S, await_end, start
+from millpond.threads import FORK_PATIENCE_S, await_end, start
 
 if TYPE_CHECKING:
     from millpond.store.store import Store

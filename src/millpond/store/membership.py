@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from millpond import descriptors, hot
+from millpond import descriptors, hot, threads
 from millpond.errors import AttachError, MillpondError
 from millpond.eviction.limits import usable_memory
 from millpond.spill import directory as spill_directory
@@ -29,6 +29,8 @@ ENTRIES = 4 << 20
 NAMES = 1 << 20
 SEGMENTS = 1 << 20
 ARENA_MAX = 4 * MEMORY_MAX
+CALLS = "millpond.store.", "millpond.spill.", "millpond.eviction."
+ENDING_S = 2.0  # for the calls of daemon threads, which the end of their stores ends
 LEAVING_S = 0.5  # a sweep that is missed when leaving is made by whoever creates the next store
 
 _stores: weakref.WeakValueDictionary[bytes, Store] = weakref.WeakValueDictionary()
@@ -36,6 +38,7 @@ _stores: weakref.WeakValueDictionary[bytes, Store] = weakref.WeakValueDictionary
 
 def create(store: Store, name: str | None, options: Options) -> registry.StoreFiles:
     """Creates a new store and makes this process its first member. The caller is in `exclusive()`."""
+    _refuse_subinterpreter()
     uuid = os.urandom(16)
     root = registry.root_of()
     table_bytes, arena_bytes = _sizes(options.memory_limit)
@@ -93,6 +96,7 @@ def _can_map(nbytes: int) -> bool:
 
 def join(store: Store, key: str | bytes) -> registry.StoreFiles:
     """Makes this process a member of a live store. The caller holds `exclusive(key)`."""
+    _refuse_subinterpreter()
     files = registry.find(registry.root_of(key), key)
     try:
         table_fd, arena_fd = peers.open_memfds(files.live_pids(), files.uuid)
@@ -106,6 +110,14 @@ def join(store: Store, key: str | bytes) -> registry.StoreFiles:
         _close(files, table_fd, arena_fd)
         raise
     return files
+
+
+def _refuse_subinterpreter() -> None:
+    if not hot.is_main_interpreter():
+        raise AttachError(
+            "this is a subinterpreter, and a process that ends with a store in one can hang: use the main "
+            "interpreter (mod_wsgi: WSGIApplicationGroup %{GLOBAL}), or another process"
+        )
 
 
 def _close(files: registry.StoreFiles, table_fd: int, arena_fd: int) -> None:
@@ -174,8 +186,11 @@ def _give_up_all() -> None:
 @atexit.register
 def _leave_all() -> None:
     """The process ends: refs are dropped; what only views still hold back goes as well."""
-    for store in list(_stores.values()):
+    stores = list(_stores.values())
+    for store in stores:
         with suppress(Exception):
             store.close()
             if os.path.isdir(store.address):
                 registry.retire(store._files)
+    if stores:
+        threads.await_calls(CALLS, ENDING_S)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 from millpond import log
 from millpond.errors import MillpondError
 from millpond.hot import Core, ObjectRef, Using
-from millpond.store.threads import FORK_PATIENCE_S, await_end, start
+from millpond.threads import FORK_PATIENCE_S, await_end, start
 
 if TYPE_CHECKING:
     from millpond.store.ahead import Ahead

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from millpond import log
 from millpond.errors import StoreClosedError
 from millpond.flag import Flag
-from millpond.store.threads import FORK_PATIENCE_S, await_end, may_await, start
+from millpond.threads import FORK_PATIENCE_S, await_end, may_await, start
 
 if TYPE_CHECKING:
     from millpond.store.room import Room

@@ -34,6 +34,7 @@ from millpond import (
     log,
 )
 from millpond.integrations.plasma.ids import ObjectID
+from millpond.threads import start
 
 Put: TypeAlias = Callable[..., ObjectRef]
 """As `Store.put`, which makes room if need be."""
@@ -175,8 +176,14 @@ class Subscription:
         if self._pump is None:
             ours, theirs = socket.socketpair()
             thread = threading.Thread(target=self._feed, args=(ours,), name="plasma-notices", daemon=True)
+            try:
+                if not start(thread):
+                    raise RuntimeError("no thread can be started that feeds a stream of notices")
+            except BaseException:
+                ours.close()
+                theirs.close()
+                raise
             self._pump = thread, ours, theirs
-            thread.start()
         return self._pump[2].dup()
 
     def receive(self) -> bytes:

@@ -1,23 +1,31 @@
 """Starting a thread that works in the background, and waiting for its end where that is no wait for oneself.
 
-Not here: the threads (janitor.py, spiller.py, prefetch.py).
+Not here: the threads (store/janitor.py, store/spiller.py, store/prefetch.py, spill/overlap.py).
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import Final, Protocol
 
-if TYPE_CHECKING:
-    from millpond.store.room import Room
+__all__ = ["FORK_PATIENCE_S", "await_calls", "await_end", "may_await", "start"]
 
-__all__ = ["FORK_PATIENCE_S", "await_end", "may_await", "start"]
-
-FORK_PATIENCE_S = 2.0
+FORK_PATIENCE_S: Final = 2.0
 """A fork waits so long for each thread: one that waits for a disk may do so for ever. The child has not got
 it then, as it has none of the threads of others, and makes all locks anew."""
+
+_POLL_S: Final = 0.001
+
+
+class Room(Protocol):
+    """What a background thread works in."""
+
+    def in_the_middle(self) -> bool:
+        """Whether this thread holds what others may be waiting for."""
 
 
 def start(thread: threading.Thread) -> bool:
@@ -55,3 +63,32 @@ def await_end(thread: threading.Thread, room: Room | None, timeout: float | None
     deadline = time.monotonic() + 0.1
     while os.path.exists(f"/proc/self/task/{thread.native_id}") and time.monotonic() < deadline:
         time.sleep(0)
+
+
+def await_calls(packages: tuple[str, ...], seconds: float) -> bool:
+    """Waits until no other thread is in the middle of a function of these packages, at most so long; whether
+    that is so.
+
+    For the end of the interpreter: there, a daemon thread that wants the GIL back is ended where it is, by
+    unwinding its stack, and C++ that must not be unwound (NumPy's sorts, for one) aborts the process instead.
+    """
+    deadline = time.monotonic() + seconds
+    while _called_in(packages):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True
+
+
+def _called_in(packages: tuple[str, ...]) -> bool:
+    own = threading.get_ident()
+    frames = sys._current_frames()
+    return any(thread != own and _reaches(frame, packages) for thread, frame in frames.items())
+
+
+def _reaches(frame: FrameType | None, packages: tuple[str, ...]) -> bool:
+    while frame is not None:
+        if str(frame.f_globals.get("__name__")).startswith(packages):
+            return True
+        frame = frame.f_back
+    return False
