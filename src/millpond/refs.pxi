@@ -228,21 +228,24 @@ cdef class View:
             self.core.release_use()
 
 
+cdef inline View new_view "mp_new_view"():
+    return View.__new__(View)
+
+
 cdef extern from *:
     """
+    /* A view, or NULL and MemoryError: as bytes_or_null and checked. */
+    #define mp_view_or_null() ((PyObject *)mp_new_view())
     #define mp_checked_view(view) ((void *)(view))
     """
+    PyObject *view_or_null "mp_view_or_null"()
     View checked_view "mp_checked_view"(PyObject *)
     bint unlikely(bint)
 
 
-cdef inline View new_view():
-    return View.__new__(View)
-
-
 cdef View take_view(Core core, uint32_t entry, uint64_t offset, uint64_t size):
     """Takes over the pin that mp_view has set, also when there is no memory for the view."""
-    cdef PyObject *raw = (<PyObject *(*)() noexcept>new_view)()
+    cdef PyObject *raw = view_or_null()
     if unlikely(raw == NULL):
         mp_unpin(&core.m, entry, MP_ONE_VIEW)
     cdef View view = checked_view(raw)
