@@ -4,6 +4,7 @@ tables that repeat what the code says agree with it."""
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import subprocess
 import sys
@@ -37,7 +38,14 @@ def run(code: str, directory: Path) -> str:
     script = directory / "example.py"
     script.write_text(code)
     command = [sys.executable, "-W", "error", str(script)]
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=50)
+    done = subprocess.run(
+        command,
+        cwd=directory,
+        env={**os.environ, "TMPDIR": str(directory)},  # what examples leave there goes
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
