@@ -159,6 +159,6 @@ def test_the_error_names_who_pins_how_much(pond: Pond) -> None:
     with pytest.raises(millpond.StoreFullError) as caught:
         store.put(np.zeros(2 * MIB, "u1"))
     text = str(caught.value)
-    assert "of memory_limit 8 MiB" in text and "of spill_limit 1 MiB" in text
+    assert "of memory_limit 8 MiB" in text and "raise spill_limit: 0 B of 1 MiB are on the disk" in text
     assert "pinned are 5 MiB by" in text and f"({os.getpid()}), 2" in text and f"({other.pid})" in text
     assert len(views) == 5
