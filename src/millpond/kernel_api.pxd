@@ -223,6 +223,7 @@ cdef extern from "kernel.h" nogil:
     void mp_geometry_plan(mp_geometry *geometry, uint64_t arena_bytes, uint32_t entries, uint32_t tokens,
                           uint32_t names, uint32_t segments)
     mp_code mp_create(int table_fd, int arena_fd, const mp_geometry *geometry, const mp_creation *creation)
+    bint mp_dies_unnoticed()
     mp_code mp_map(mp_member *m, int table_fd, int arena_fd, int lock_fd, int birth_fd, char *why)
     void mp_unmap(mp_member *m)
     mp_code mp_claim_slot(mp_member *m)

@@ -144,6 +144,10 @@ cdef class Member:
         cdef char why[256]
         if self.uuid is not None: # refs of the first one would lead into the second
             raise TypeError("this store was opened before: make another one")
+        if mp_dies_unnoticed():
+            self.m.state = MP_MEMBER_CLOSED
+            raise errors.AttachError("the system would not notice it if this process died with the store's lock in "
+                                     "hand: a sandbox (seccomp) forbids set_robust_list: allow it")
         cdef mp_code code = mp_map(&self.m, table_fd, arena_fd, lock_fd, birth_fd, why)
         if code != MP_OK:
             self.m.state = MP_MEMBER_CLOSED

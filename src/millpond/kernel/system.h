@@ -27,5 +27,6 @@ typedef struct mp_system {
 extern const mp_system mp_linux;
 
 uint64_t mp_start_time(uint32_t pid); /* 0 when there is no such process */
+bool mp_dies_unnoticed(void); /* with a mutex in hand, this thread: the system would tell nobody */
 
 #endif

@@ -41,8 +41,6 @@ AHEAD_SHARE = 8
 """One part in so many of the limit is kept free ahead of the puts while they come."""
 COMMIT_STEP = 2 << 20
 MEMORY = "memory"
-REFUSED_S = 10.0
-"""So long ago memory was refused, if that is a reason why there is no room."""
 GC_INTERVAL_S = 1.0
 BARREN_S = 0.25
 SCATTERED_SHARE = 8
@@ -64,6 +62,7 @@ class Room:
         self._writer = writer
         self.spiller = Spiller(self)
         self._troubles = Troubles()
+        self._refused = ""  # what the system said when memory was to be committed last
         self._lock = RLock()
         self._ranks = RLock()
         self._ranking: Ranking | None = None
@@ -106,8 +105,10 @@ class Room:
             return False
         code: int = self._core._grow(size)
         if code == Code.SYSTEM:
-            self._troubles.met(MEMORY, f"the system refuses to commit it ({self._core._fail(code, MEMORY)})")
+            self._refused = str(self._core._fail(code, MEMORY))
+            self._troubles.met(MEMORY, f"the system refuses to commit it ({self._refused})")
         elif code == Code.OK:
+            self._refused = ""
             self._troubles.works(MEMORY)
         return code == Code.OK
 
@@ -324,12 +325,10 @@ class Room:
 
     def _not_committed(self, size: int, totals: dict[str, Any]) -> str:
         """Why there is not more memory, where that is not for the limit."""
-        if totals["committed_bytes"] + size + BLOCK > totals["memory_limit"]:
-            return ""
-        if self._troubles.lately(MEMORY, REFUSED_S):
-            return ", and the system refuses to commit more (a sandbox? ulimit -f?)"
-        spare = headroom()
-        if spare < _to_commit(size):
+        if self._refused:  # what it does not take back either counts as committed
+            return f", and the system refuses to commit more ({self._refused}: a sandbox? ulimit -f?)"
+        below = totals["committed_bytes"] + size + BLOCK <= totals["memory_limit"]
+        if below and (spare := headroom()) < _to_commit(size):
             return f", and this machine, or a memory cgroup, has {format_bytes(max(0, spare))} to spare"
         return ""
 
