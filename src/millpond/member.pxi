@@ -245,8 +245,6 @@ cdef class Member:
 
     cdef object failure(self, mp_code code, what):
         """The error that answers a kernel code."""
-        if code == MP_INVALID and mp_usable(&self.m) == MP_CLOSED:
-            code = MP_CLOSED # given up for dead in the middle of the call: nothing is its own any more
         if code == MP_IS_DELETED:
             return errors.ObjectDeletedError(f"{what} was deleted")
         if code == MP_IS_LOST:

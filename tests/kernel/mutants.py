@@ -275,8 +275,8 @@ MUTANTS: Final = (
     Mutant(
         "whoever was taken for dead writes on",
         "segments.c",
-        " || atomic_load(&m->slots[m->slot].word) != m->slot_word) return false;",
-        ") return false;",
+        "    mp_code code = mp_lock_own(m);\n    if (code != MP_OK) return code;\n    mp_segment *s = &m->segments[segment];\n    uint64_t limit",
+        "    mp_code code = mp_lock(m, -1);\n    if (code != MP_OK) return code;\n    mp_segment *s = &m->segments[segment];\n    uint64_t limit",
     ),
     Mutant(
         "what was punched is added again",

@@ -109,11 +109,11 @@ static void what_was_taken_for_dead_records_no_place(void) {
     fixture_join(&a, &heir);
     CHECK_EQ(heir.slot, b.slot);
     CHECK_EQ(open_segment(&heir, 4096), segment);
-    CHECK_EQ(mp_place_move(&b, &rows[0], segment, 0), MP_INVALID);
-    CHECK_EQ(mp_segment_reserve(&b, segment, 4096, &offset), MP_INVALID);
+    CHECK_EQ(mp_place_move(&b, &rows[0], segment, 0), MP_CLOSED);
+    CHECK_EQ(mp_segment_reserve(&b, segment, 4096, &offset), MP_CLOSED);
     CHECK_EQ(mp_draft_bare(&heir, 3000, &own.entry, &own.birth), MP_OK);
     mp_place other = {.length = 4096, .segment = segment};
-    CHECK_EQ(mp_settle(&b, own.entry, own.birth, &other), MP_INVALID);
+    CHECK_EQ(mp_settle(&b, own.entry, own.birth, &other), MP_CLOSED);
     CHECK_EQ(mp_settle(&heir, own.entry, own.birth, &other), MP_OK);
     CHECK_EQ(mp_drop(&heir, own.entry, -1), MP_OK);
     CHECK_EQ(mp_drop(&a, kept.entry, -1), MP_OK);

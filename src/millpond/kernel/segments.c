@@ -52,10 +52,8 @@ mp_code mp_segment_reserve(mp_member *m, uint32_t segment, uint64_t bytes, uint6
     return code;
 }
 
-/* A member that was taken for dead may go on for a moment, while slot and index are another's by now: its records
- * are not in that file. */
 bool mp_segment_mine(mp_member *m, uint32_t segment) {
-    if (segment == 0 || segment >= m->geometry.segments || atomic_load(&m->slots[m->slot].word) != m->slot_word) return false;
+    if (segment == 0 || segment >= m->geometry.segments) return false;
     mp_segment *s = &m->segments[segment];
     return atomic_load(&s->state) == MP_SEGMENT_OPEN && s->owner == m->slot;
 }
