@@ -32,6 +32,12 @@ def ones(n: int) -> Array:
     return np.ones(n)
 
 
+def ones_in_a_store_of_its_own(address: str, n: int) -> Array:
+    """Opens the store, and closes it, as if nobody else in this process had it."""
+    with millpond.connect(address):
+        return np.ones(n)
+
+
 def echo(value: Any) -> Any:
     return value
 

@@ -55,8 +55,9 @@ def output(*arguments: str) -> str:
 
 
 def test_without_a_command() -> None:
-    assert command().returncode == 2
-    assert "objects of a store" in output("--help")
+    bare = command()
+    assert bare.returncode == 2 and bare.stdout == output("--help") and "objects of a store" in bare.stdout
+    assert "argument COMMAND: invalid choice: 'shwo'" in command("shwo").stderr
 
 
 def test_no_store() -> None:

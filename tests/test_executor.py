@@ -404,3 +404,11 @@ def test_buffersize_and_errors(store: millpond.Store, running: Path) -> None:
         (running / "go").touch()
         executor.submit(jobs.pid).result()
         assert next(waiting, None) is None
+
+
+def test_a_call_that_closes_the_store(store: millpond.Store) -> None:
+    """It cannot know that its worker has it, too: `connect` gives a process the store that is open there."""
+    with pool(store) as executor:
+        for _ in range(2):
+            result = executor.submit(jobs.ones_in_a_store_of_its_own, store.address, LARGE).result()
+            assert result.sum() == executor.submit(jobs.ones, LARGE).result().sum() == LARGE

@@ -19,7 +19,11 @@ from millpond.errors import MillpondError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line `arguments` (without the program's name; None: those of this process)."""
-    args = _parser().parse_args(arguments)
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    if "run" not in args:
+        parser.print_help()
+        return 2
     try:
         status: int = args.run(args)
         sys.stdout.flush()
@@ -40,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="millpond", description="The memory your processes share. When it is full, it spills."
     )
     parser.add_argument("--version", action="version", version=f"millpond {millpond.__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for group in (demo, stress, stores, inspect, top, timeline, doctor):
         group.register(commands)
     return parser

@@ -195,22 +195,31 @@ def _each(function: Callable[..., T], chunk: list[tuple[Any, ...]]) -> list[T]:
 
 
 class _Worker(NamedTuple):
-    store: Store
+    address: str
     family: int
     share_above: int
 
 
 _worker: _Worker
+_store: Store
+
+
+def _open_store() -> Store:
+    """The store: joined again when a call has closed it, who meant a store of its own."""
+    global _store
+    if _store.closed:
+        _store = connect(_worker.address)
+    return _store
 
 
 def _start_worker(
     address: str, family: int, share_above: int, initializer: Callable[..., object] | None, initargs: Any
 ) -> None:
     """The pool's initializer: runs once in each worker, and then that of the user."""
-    global _worker
-    _worker = _Worker(connect(address), family, share_above)
+    global _worker, _store
+    _worker, _store = _Worker(address, family, share_above), connect(address)
     # A worker ends without the interpreter's own exit functions: the last member must tidy up.
-    multiprocessing.util.Finalize(None, _worker.store.close, exitpriority=0)
+    multiprocessing.util.Finalize(None, lambda: _store.close(), exitpriority=0)
     if not start(threading.Thread(target=_end_with_parent, name="millpond-parent", daemon=True)):
         raise RuntimeError("no thread can be started that ends this worker with its parent")
     if initializer is not None:
@@ -226,7 +235,8 @@ def _end_with_parent() -> None:
 
 
 def _run(task: Task) -> Outcome:
-    return Outcome(perform(task), _worker.store, _worker.family, _worker.share_above, _dumps)
+    result = perform(task)
+    return Outcome(result, _open_store(), _worker.family, _worker.share_above, _dumps)
 
 
 def perform(task: Task) -> Any:
