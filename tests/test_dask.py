@@ -19,6 +19,7 @@ from workers import wait_until
 
 pytest.importorskip("distributed", reason="dask's distributed is not installed")
 
+import dask
 from distributed import Client, LocalCluster, wait
 
 from millpond.integrations.dask import attach, cluster_options
@@ -30,9 +31,11 @@ PRELOAD = "millpond.integrations.dask"
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where this machine's stores are listed."""
+    """Where this machine's stores are listed; what Dask itself leaves on the disk is beside it."""
     path = tmp_path_factory.mktemp("dask") / "registry"
-    with pytest.MonkeyPatch.context() as patch:
+    scratch = dask.config.set({"temporary-directory": str(path.parent)})
+    with scratch, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DASK_TEMPORARY_DIRECTORY", str(path.parent))
         patch.setenv("MILLPOND_DIR", str(path))
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
         yield path

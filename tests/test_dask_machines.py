@@ -27,7 +27,7 @@ def networks_can_be_made() -> bool:
 def test_workers_of_two_networks(tmp_path: Path) -> None:
     if not networks_can_be_made():
         pytest.skip("needs unshare and ip (iproute2), and root")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)}
     command = ["unshare", "--net", sys.executable, dask_machines.__file__, str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=55)
     logs = "".join(path.read_text() for path in tmp_path.glob("*.log"))
