@@ -9,11 +9,12 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 from xxhash import xxh3_64_intdigest
 
 from millpond.errors import SpillError
+from millpond.hot import Descriptor
 from millpond.spill.disk import System, aligned_buffer
 from millpond.spill.record import (
     ALIGN,
@@ -207,27 +208,27 @@ class Failing(System):
             self.failed += 1
             raise OSError(self._error, os.strerror(self._error))
 
-    def open(self, path: str, flags: int, mode: int = 0o600) -> int:
+    def open(self, path: str, flags: int, mode: int = 0o600) -> Descriptor:
         self._count("open")
         return super().open(path, flags, mode)
 
-    def fstat(self, fd: int) -> os.stat_result:
+    def fstat(self, fd: SupportsIndex) -> os.stat_result:
         self._count("fstat")
         return super().fstat(fd)
 
-    def pwritev(self, fd: int, buffers: Any, offset: int) -> int:
+    def pwritev(self, fd: SupportsIndex, buffers: Any, offset: int) -> int:
         self._count("pwritev")
         return super().pwritev(fd, buffers, offset)
 
-    def preadv(self, fd: int, buffers: Any, offset: int) -> int:
+    def preadv(self, fd: SupportsIndex, buffers: Any, offset: int) -> int:
         self._count("preadv")
         return super().preadv(fd, buffers, offset)
 
-    def fdatasync(self, fd: int) -> None:
+    def fdatasync(self, fd: SupportsIndex) -> None:
         self._count("fdatasync")
         super().fdatasync(fd)
 
-    def punch(self, fd: int, offset: int, length: int) -> None:
+    def punch(self, fd: SupportsIndex, offset: int, length: int) -> None:
         self._count("punch")
         super().punch(fd, offset, length)
 
@@ -245,37 +246,37 @@ class NoDirect(System):
 
     def __init__(self, at_open: bool) -> None:
         self._at_open = at_open
-        self._direct: set[int] = set()
+        self._direct: set[SupportsIndex] = set()
         self.buffered_writes = 0
         self.synced = 0
 
-    def open(self, path: str, flags: int, mode: int = 0o600) -> int:
+    def open(self, path: str, flags: int, mode: int = 0o600) -> Descriptor:
         fd = super().open(path, flags & ~os.O_DIRECT, mode)
         if flags & os.O_DIRECT:
             if self._at_open:  # as the kernel does it: the file exists now
-                os.close(fd)
+                fd.close()
                 raise OSError(errno.EINVAL, "no direct I/O")
             self._direct.add(fd)
         return fd
 
-    def close(self, fd: int) -> None:
+    def close(self, fd: Descriptor) -> None:
         self._direct.discard(fd)
         super().close(fd)
 
-    def _check(self, fd: int) -> None:
+    def _check(self, fd: SupportsIndex) -> None:
         if fd in self._direct:
             raise OSError(errno.EINVAL, "no direct I/O")
 
-    def pwritev(self, fd: int, buffers: Any, offset: int) -> int:
+    def pwritev(self, fd: SupportsIndex, buffers: Any, offset: int) -> int:
         self._check(fd)
         self.buffered_writes += 1
         return super().pwritev(fd, buffers, offset)
 
-    def preadv(self, fd: int, buffers: Any, offset: int) -> int:
+    def preadv(self, fd: SupportsIndex, buffers: Any, offset: int) -> int:
         self._check(fd)
         return super().preadv(fd, buffers, offset)
 
-    def fdatasync(self, fd: int) -> None:
+    def fdatasync(self, fd: SupportsIndex) -> None:
         self.synced += 1
         super().fdatasync(fd)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import operator
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from millpond import descriptors
+from millpond.hot import Descriptor
 
 CLOSE = os.close
 
@@ -72,3 +74,39 @@ def test_a_failed_read_or_write_closes(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(OSError, match="No space"):
         descriptors.write_whole(writing, b"x")
     assert not is_open(reading) and not is_open(writing)
+
+
+def test_a_file_of_its_own_is_closed_with_its_last_reference(tmp_path: Path) -> None:
+    path = str(tmp_path / "file")
+    file = Descriptor(path, os.O_WRONLY | os.O_CREAT, 0o640)
+    fd = file.fileno()
+    assert operator.index(file) == fd and is_open(fd)
+    assert os.stat(path).st_mode & 0o777 == 0o640 & ~umask()
+    del file
+    assert not is_open(fd)
+
+
+def umask() -> int:
+    os.umask(mask := os.umask(0))
+    return mask
+
+
+def test_a_file_of_its_own_is_closed_once(tmp_path: Path) -> None:
+    file = Descriptor(str(tmp_path), os.O_RDONLY)
+    fd = file.fileno()
+    file.close()
+    assert file.fileno() == -1
+    [other] = some(tmp_path, 1)
+    assert other == fd, "the number is somebody else's now"
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        file.close()
+    del file
+    assert is_open(other)
+    os.close(other)
+
+
+def test_a_file_that_cannot_be_opened(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        Descriptor(str(tmp_path / "nowhere"), os.O_RDONLY)
+    with pytest.raises(ValueError, match="null"):
+        Descriptor("a\0b", os.O_RDONLY)

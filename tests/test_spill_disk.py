@@ -8,10 +8,12 @@ import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import SupportsIndex
 
 import numpy as np
 import pytest
 
+from millpond.hot import Descriptor
 from millpond.spill.disk import (
     BufferPool,
     System,
@@ -45,10 +47,10 @@ class Piecemeal(System):
             left -= len(joined[-1])
         return [buffer for buffer in joined if len(buffer)]
 
-    def pwritev(self, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+    def pwritev(self, fd: SupportsIndex, buffers: Sequence[memoryview], offset: int) -> int:
         return super().pwritev(fd, self._cut(buffers), offset)
 
-    def preadv(self, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+    def preadv(self, fd: SupportsIndex, buffers: Sequence[memoryview], offset: int) -> int:
         return super().preadv(fd, self._cut(buffers), offset)
 
 
@@ -124,9 +126,9 @@ except OSError as error:
 def test_new_files_are_private_and_new(tmp_path: Path) -> None:
     path = str(tmp_path / "file")
     fd = open_new(System(), path, direct=False)
-    assert os.fstat(fd).st_mode & 0o777 == 0o600
-    assert not os.get_inheritable(fd)
-    os.close(fd)
+    assert os.fstat(fd.fileno()).st_mode & 0o777 == 0o600
+    assert not os.get_inheritable(fd.fileno())
+    fd.close()
     with pytest.raises(FileExistsError):
         open_new(System(), path, direct=False)
 
@@ -167,13 +169,13 @@ class Nameless(System):
         self.opens = 0
         self._directory, self._refusal = directory, refusal
 
-    def open(self, path: str, flags: int, mode: int = 0o600) -> int:
+    def open(self, path: str, flags: int, mode: int = 0o600) -> Descriptor:
         self.opens += 1
         if self._refusal is not None and flags & os.O_TMPFILE == os.O_TMPFILE:
             raise OSError(self._refusal, "no files without a name")
         return super().open(path, flags, mode)
 
-    def pwritev(self, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+    def pwritev(self, fd: SupportsIndex, buffers: Sequence[memoryview], offset: int) -> int:
         self.seen += self._directory.iterdir()
         return super().pwritev(fd, buffers, offset)
 
@@ -201,7 +203,7 @@ def test_the_probe_finds_direct_io_here(tmp_path: Path) -> None:
     if probe_direct(System(), str(tmp_path)):
         fd = open_new(System(), str(tmp_path / "file"), direct=True)
         assert write_all(System(), fd, [pages(3)], 0) == 3 * PAGE
-        os.close(fd)
+        fd.close()
 
 
 @pytest.mark.parametrize("name", ["open", "pwritev"])

@@ -1,8 +1,9 @@
 """Files and buffers for direct I/O: opening, whole reads and writes, and what a filesystem allows.
 
 Invariants: every system call of the disk side goes through a `System`, so that a test can make the
-Nth one fail; a write returns when every byte is written, else it raises; descriptors are close-on-exec
-and never follow a symbolic link; buffers for direct I/O start on a page and are private to the process.
+Nth one fail; a write returns when every byte is written, else it raises; descriptors are close-on-exec,
+never follow a symbolic link, and are closed with their last reference, whatever interrupts the opening;
+buffers for direct I/O start on a page and are private to the process.
 Descriptors for reading are not kept open: opening and closing costs 1 us beside the 65 us of a direct
 read of one page, and a descriptor that an idle process keeps would hold the blocks of a file that
 somebody else has unlinked.
@@ -18,14 +19,15 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
+from operator import index
 from pathlib import Path
-from typing import Final
+from typing import Final, SupportsIndex
 
 import numpy as np
 
-from millpond import descriptors
+from millpond.descriptors import OPEN_FLAGS
 from millpond.errors import SpillError
-from millpond.hot import punch_hole
+from millpond.hot import Descriptor, punch_hole
 from millpond.spill.record import PAGE
 from millpond.units import format_bytes
 
@@ -34,33 +36,33 @@ CALL_BYTES: Final = 8 << 20
 NOT_OURS: Final = "not a regular file of this user"
 _IOV_MAX: Final = 1024
 _GIL_COPY_MAX: Final = 64 << 10
-_Call = Callable[[int, Sequence[memoryview], int], int]
+_Call = Callable[[SupportsIndex, Sequence[memoryview], int], int]
 _probes = count()
 
 
 class System:
     """The system calls of the disk side, one method each. Subclass it to make them fail."""
 
-    def open(self, path: str, flags: int, mode: int = 0o600) -> int:
-        return os.open(path, flags | descriptors.OPEN_FLAGS, mode)
+    def open(self, path: str, flags: int, mode: int = 0o600) -> Descriptor:
+        return Descriptor(path, flags | OPEN_FLAGS, mode)
 
-    def close(self, fd: int) -> None:
-        descriptors.close(fd)
+    def close(self, fd: Descriptor) -> None:
+        fd.close()
 
-    def fstat(self, fd: int) -> os.stat_result:
-        return os.fstat(fd)
+    def fstat(self, fd: SupportsIndex) -> os.stat_result:
+        return os.fstat(index(fd))
 
-    def pwritev(self, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
-        return os.pwritev(fd, buffers, offset)
+    def pwritev(self, fd: SupportsIndex, buffers: Sequence[memoryview], offset: int) -> int:
+        return os.pwritev(index(fd), buffers, offset)
 
-    def preadv(self, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
-        return os.preadv(fd, buffers, offset)
+    def preadv(self, fd: SupportsIndex, buffers: Sequence[memoryview], offset: int) -> int:
+        return os.preadv(index(fd), buffers, offset)
 
-    def fdatasync(self, fd: int) -> None:
-        os.fdatasync(fd)
+    def fdatasync(self, fd: SupportsIndex) -> None:
+        os.fdatasync(index(fd))
 
-    def punch(self, fd: int, offset: int, length: int) -> None:
-        punch_hole(fd, offset, length)
+    def punch(self, fd: SupportsIndex, offset: int, length: int) -> None:
+        punch_hole(index(fd), offset, length)
 
     def unlink(self, path: str) -> None:
         os.unlink(path)
@@ -115,7 +117,7 @@ def copy_bytes(target: memoryview, source: memoryview) -> None:
         target[:] = source
 
 
-def write_all(system: System, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+def write_all(system: System, fd: SupportsIndex, buffers: Sequence[memoryview], offset: int) -> int:
     """Writes `buffers`, each a whole number of pages, one after another from `offset` on.
 
     Returns the bytes written, which is always all of them. A call that writes less than it was given
@@ -124,7 +126,7 @@ def write_all(system: System, fd: int, buffers: Sequence[memoryview], offset: in
     return _move_all(system.pwritev, fd, buffers, offset, errno.EIO)
 
 
-def read_all(system: System, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+def read_all(system: System, fd: SupportsIndex, buffers: Sequence[memoryview], offset: int) -> int:
     """Fills `buffers`, each a whole number of pages, from `offset` on.
 
     Returns the bytes read: fewer than asked for only where the file ends, and then whole pages.
@@ -132,7 +134,7 @@ def read_all(system: System, fd: int, buffers: Sequence[memoryview], offset: int
     return _move_all(system.preadv, fd, buffers, offset, 0)
 
 
-def _move_all(call: _Call, fd: int, buffers: Sequence[memoryview], offset: int, stuck: int) -> int:
+def _move_all(call: _Call, fd: SupportsIndex, buffers: Sequence[memoryview], offset: int, stuck: int) -> int:
     """Repeats `call` until everything has moved, each time from a page on, as direct I/O wants it."""
     total = sum(len(buffer) for buffer in buffers)
     done = 0
@@ -159,14 +161,14 @@ def _rest(buffers: Sequence[memoryview], done: int) -> list[memoryview]:
     return rest
 
 
-def open_new(system: System, path: str, direct: bool) -> int:
+def open_new(system: System, path: str, direct: bool) -> Descriptor:
     """A descriptor for writing a file that must not exist yet, mode 0600."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     return system.open(path, flags | (os.O_DIRECT if direct else 0))
 
 
 @contextmanager
-def opened(system: System, path: str, direct: bool) -> Iterator[int]:
+def opened(system: System, path: str, direct: bool) -> Iterator[Descriptor]:
     """A descriptor for reading the regular file of this user at `path`.
 
     Raises OSError; ESTALE when something else lies there.
@@ -209,7 +211,7 @@ def probe_direct(system: System, directory: str) -> bool:
         raise
 
 
-def _open_probe(system: System, directory: str) -> int:
+def _open_probe(system: System, directory: str) -> Descriptor:
     """A new file without a name: whoever is killed now leaves nothing behind. Where the filesystem has no
     such files, one whose name is gone when this returns."""
     try:

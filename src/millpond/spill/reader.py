@@ -20,6 +20,7 @@ from typing import Final, NamedTuple, TypeVar
 from xxhash import xxh3_64, xxh3_64_intdigest
 
 from millpond.errors import ObjectLostError, SpillError
+from millpond.hot import Descriptor
 from millpond.spill.codec import Codec, CodecError, CodecFailure, known_codec
 from millpond.spill.directory import Directories
 from millpond.spill.disk import CALL_BYTES, BufferPool, aligned_buffer, copy_bytes, opened, read_all
@@ -115,7 +116,7 @@ class SpillReader:
         """
         wanted = _Wanted(self._uuid, Place(*place), entry, birth, size)
 
-        def read(fd: int) -> None:
+        def read(fd: Descriptor) -> None:
             if wanted.place.codec == CODEC_NONE and is_paged(CODEC_NONE, size):
                 self._read_pages(fd, wanted, target, step)
             else:
@@ -140,7 +141,7 @@ class SpillReader:
         if wanted.place.codec != CODEC_NONE or size < OWN_FILE_MIN:
             raise ValueError(f"{size} bytes with codec {wanted.place.codec} have no file to map")
 
-        def read(fd: int) -> memoryview:
+        def read(fd: Descriptor) -> memoryview:
             digest, end = xxh3_64(), PAGE + size
             with self._windows.borrow() as window:
                 wanted.check_header(self._window(fd, 0, HEADER_BYTES, window))
@@ -217,7 +218,7 @@ class SpillReader:
         target[size:] = bytes(len(target) - size)
         return True
 
-    def _read_pages(self, fd: int, wanted: _Wanted, target: memoryview, step: Step | None) -> None:
+    def _read_pages(self, fd: Descriptor, wanted: _Wanted, target: memoryview, step: Step | None) -> None:
         """The payload goes straight into `target`, the page of the header into a buffer.
 
         One piece is checked while the next one is read.
@@ -244,7 +245,7 @@ class SpillReader:
                 at = stop
         wanted.check_payload(digest.intdigest())
 
-    def _read_windows(self, fd: int, wanted: _Wanted, target: memoryview, step: Step | None) -> None:
+    def _read_windows(self, fd: Descriptor, wanted: _Wanted, target: memoryview, step: Step | None) -> None:
         """The record passes through a buffer: it is packed among others, compressed, or both."""
         place, start = wanted.place, payload_start(wanted.place.codec, wanted.size)
         with self._windows.borrow() as window:
@@ -267,7 +268,7 @@ class SpillReader:
 
     def _decode(
         self,
-        fd: int,
+        fd: Descriptor,
         codec: Codec,
         view: memoryview,
         span: tuple[int, int],
@@ -297,7 +298,9 @@ class SpillReader:
                 view = ahead.finish() or view[:0]
                 window, spare = spare, window
 
-    def _digest_rest(self, fd: int, span: tuple[int, int], digest: xxh3_64, window: memoryview) -> None:
+    def _digest_rest(
+        self, fd: Descriptor, span: tuple[int, int], digest: xxh3_64, window: memoryview
+    ) -> None:
         """`digest` over bytes `span` of the file, from the start."""
         digest.reset()
         at, end = span
@@ -306,21 +309,21 @@ class SpillReader:
             digest.update(view)
             at += len(view)
 
-    def _window(self, fd: int, start: int, stop: int, window: memoryview) -> memoryview:
+    def _window(self, fd: Descriptor, start: int, stop: int, window: memoryview) -> memoryview:
         """Bytes [start, stop) of the file, or as many of the first of them as `window` can hold."""
         first = start & -PAGE
         count = min(padded(stop) - first, len(window))
         self._fill(fd, [window[:count]], first)
         return window[start - first : min(stop - first, count)]
 
-    def _fill(self, fd: int, buffers: list[memoryview], offset: int) -> None:
+    def _fill(self, fd: Descriptor, buffers: list[memoryview], offset: int) -> None:
         if offset >= _OFFSETS_END:
             raise _Short(f"no file has an offset of {offset}")
         count = read_all(self._system, fd, buffers, offset)
         if count < sum(map(len, buffers)):
             raise _Short(f"the file ends at {offset + count}")
 
-    def _verified(self, wanted: _Wanted, read: Callable[[int], T], direct: bool = True) -> T:
+    def _verified(self, wanted: _Wanted, read: Callable[[Descriptor], T], direct: bool = True) -> T:
         """What `read` returns, given a descriptor; a second time if the bytes were wrong."""
         self._codec(wanted)
         path, directory = self._file(wanted.place.segment)
@@ -365,7 +368,7 @@ class SpillReader:
         segment_id, directory, *_ = info
         return self._directories.file(directory, segment_id), directory
 
-    def _read_once(self, path: str, directory: int, direct: bool, read: Callable[[int], T]) -> T:
+    def _read_once(self, path: str, directory: int, direct: bool, read: Callable[[Descriptor], T]) -> T:
         if direct and directory not in self._buffered:
             try:
                 with opened(self._system, path, direct=True) as fd:
@@ -396,8 +399,8 @@ def _lost(wanted: _Wanted, path: str, reason: str) -> ObjectLostError:
     )
 
 
-def _map(fd: int, nbytes: int) -> memoryview:
+def _map(fd: Descriptor, nbytes: int) -> memoryview:
     """A private, read-only map of the first `nbytes` of a file."""
     if sys.version_info >= (3, 13):  # before, each map keeps a descriptor of its own
-        return memoryview(mmap.mmap(fd, nbytes, mmap.MAP_PRIVATE, mmap.PROT_READ, trackfd=False))
-    return memoryview(mmap.mmap(fd, nbytes, mmap.MAP_PRIVATE, mmap.PROT_READ))
+        return memoryview(mmap.mmap(fd.fileno(), nbytes, mmap.MAP_PRIVATE, mmap.PROT_READ, trackfd=False))
+    return memoryview(mmap.mmap(fd.fileno(), nbytes, mmap.MAP_PRIVATE, mmap.PROT_READ))

@@ -17,10 +17,12 @@ from contextlib import suppress
 from functools import partial
 from threading import RLock
 from typing import Any, Final, Protocol, TypeVar
+from weakref import WeakSet
 
 from xxhash import xxh3_64
 
 from millpond.errors import MillpondError, SpillError
+from millpond.hot import Descriptor
 from millpond.spill.auto import DiskSpeed
 from millpond.spill.directory import FULL, Directories
 from millpond.spill.disk import CALL_BYTES, copy_bytes, open_new, write_all
@@ -77,7 +79,7 @@ class SegmentTable(Protocol):
 class Segment:
     """A file that is being written. `size` are the bytes that the table has handed out."""
 
-    def __init__(self, index: int, directory: int, fd: int, path: str, direct: bool) -> None:
+    def __init__(self, index: int, directory: int, fd: Descriptor, path: str, direct: bool) -> None:
         self.index, self.directory, self.fd, self.path, self.direct = index, directory, fd, path, direct
         self.size = 0
 
@@ -97,7 +99,7 @@ class Segments:
         self._current: Segment | None = None
         self._appended: dict[int, Segment] = {}
         self._retired: list[Segment] = []
-        self._descriptors: set[int] = set()  # of all that is open, those of single values as well
+        self._descriptors: WeakSet[Descriptor] = WeakSet()  # all, those of single values as well
 
     def append(self, buffers: Sequence[memoryview], nbytes: int, turn: int) -> tuple[int, int]:
         """Writes `buffers`, whole pages of `nbytes` in all, behind one another in an append segment.
@@ -327,8 +329,9 @@ class Segments:
         """In a forked child: the open segments are the parent's, and so is who was writing."""
         self._lane, self._books = RLock(), RLock()
         self._current, self._appended, self._retired = None, {}, []
-        while self._descriptors:
-            self._system.close(self._descriptors.pop())
+        for fd in list(self._descriptors):
+            self._system.close(fd)
+        self._descriptors.clear()
 
 
 def is_mine(lock: Any) -> bool:

@@ -209,7 +209,7 @@ class _Scratch:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        os.close(self._fd)
+        self._fd.close()
 
     def write(self, nbytes: int) -> tuple[int, float]:
         """(bytes, seconds): as much as can be written in TEST_SECONDS, at most `nbytes`."""
@@ -219,7 +219,7 @@ class _Scratch:
         os.fdatasync(self._fd)
         seconds = time.perf_counter() - start
         if not self._direct:
-            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(self._fd.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         return done, seconds
 
     def read(self, nbytes: int) -> float:
