@@ -26,6 +26,7 @@ from millpond.integrations.dask.data import Datum, WorkerData
 from millpond.integrations.dask.transfer import CLIENT, WORKER
 from millpond.integrations.dask.weight import buffer_bytes
 from millpond.integrations.own_memory import own_memory
+from millpond.store import restore
 
 BIG = 50_000
 
@@ -200,3 +201,31 @@ def test_options_are_checked_where_they_are_given() -> None:
     with pytest.raises(TypeError):
         cluster_options("1GiB", colour="red")
     assert cluster_options()["data"][1]["name"] != cluster_options()["data"][1]["name"]
+
+
+def test_a_task_that_needs_more_than_memory(pond: Pond, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused after one wait for room, not after one for each of its arguments."""
+    monkeypatch.setattr(restore, "GIVE_UP_S", 0.01)
+    refused, load = [], Datum.load
+
+    def counted(datum: Datum) -> Any:
+        try:
+            return load(datum)
+        except millpond.StoreFullError:
+            refused.append(1)
+            raise
+
+    monkeypatch.setattr(Datum, "load", counted)
+    pond.store("4MiB", overflow_limit="1MiB", name="dask")
+    data = WorkerData("dask")
+    for n in range(20):
+        data[n] = np.full(BIG, n)
+
+    async def run() -> float:
+        async with data.prepare(list(data)):
+            with pytest.raises(millpond.StoreFullError, match="raise memory_limit"):
+                [data[n] for n in data]
+            return float(data[0][0])
+
+    assert asyncio.run(run()) == 0 and len(refused) == 2
+    data.close()

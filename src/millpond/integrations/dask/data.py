@@ -186,6 +186,10 @@ _prepared: ContextVar[dict[Any, Any]] = ContextVar("millpond_prepared", default=
 def _load_all(data: dict[Any, Datum]) -> dict[Any, Any]:
     values = {}
     for key, datum in data.items():
-        with suppress(Exception):  # whoever reads the key meets the error again
+        try:
             values[key] = datum.load()
+        except StoreFullError:
+            break  # after a wait, which each of the others would repeat
+        except Exception:
+            continue  # whoever reads the key meets the error again
     return values
