@@ -310,11 +310,11 @@ IN_A_CALL = """
 class Slow:
  name, number = "slow", 222
  def compress(self, frame):
-  if not inside.is_set(): inside.set(); time.sleep(0.5)
+  if not inside.is_set(): inside.set(); time.sleep(0.2)
  def decompress_into(self, stored, frame): pass
 inside = threading.Event()
 def work():
- try: store.spill()
+ try: store.spill(many[-1])
  except millpond.MillpondError: pass
 store.configure(compression=Slow())
 threading.Thread(target=work, daemon=True).start(); inside.wait(20)
