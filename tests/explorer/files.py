@@ -23,6 +23,12 @@ GONE, THERE, WHOLE = range(3)
 ONE: Final = (1,)
 
 
+def guarded(memory: dict[str, int]) -> list[str]:
+    """The locations that are touched with the mutex held only."""
+    names = ("place", "live", "id", "listed", "next_id", "move_entry", "move_segment", "reaped")
+    return [location for location in memory if location.rstrip("123") in names]
+
+
 def of(name: str, register: str) -> Callable[[Registers], str]:
     """A field of the record with the index in a register; a file, with the id."""
     return lambda r: f"{name}{r[register]}"

@@ -30,7 +30,9 @@ from explorer.program import (
     LOCAL,
     MUTEX,
     PINS_MUTEX,
+    REFS_MUTEX,
     AwaitDeath,
+    IsDead,
     Jump,
     Let,
     Load,
@@ -100,7 +102,7 @@ class Machine:
     def __init__(self, scenario: Scenario) -> None:
         self._scenario = scenario
         self._programs = scenario.programs
-        self._locations = sorted({*scenario.memory, MUTEX, PINS_MUTEX})
+        self._locations = sorted({*scenario.memory, MUTEX, PINS_MUTEX, REFS_MUTEX})
         self._index = {location: i for i, location in enumerate(self._locations)}
         self._guarded = {self._index[location] for location in scenario.guarded}
         self._plain = self._guarded | {self._index[location] for location in scenario.outside}
@@ -267,6 +269,8 @@ class Machine:
                 over = not waits(self.latest(memory, self._index[watched]))
                 if woken or (over and any(other.at == DEAD for other in state.threads)):
                     yield memory, moved(private)
+            case IsDead(register, victim):
+                yield memory, moved(private, **{register: int(state.threads[victim].at == DEAD)})
             case AwaitDeath(victim):
                 other = state.threads[victim]
                 if other.at == DEAD and self.quiet(other.private):

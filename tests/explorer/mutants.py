@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from explorer import holds, pins, rewrites, scenarios, segments
+from explorer import holds, pins, rewrites, scenarios, segments, slots, waits
 from explorer.machine import Machine, StoreBuffers, Views
 from explorer.scenarios import Build
 
@@ -48,17 +48,19 @@ MUTANTS: Final = (
     Mutant("a pin is stored over another", pins.threads_against_evict, BOTH),
     Mutant("a bit is cleared before the count", pins.threads_against_evict, BOTH),
     Mutant("a bit is cleared when pins_mutex is free again", pins.threads_against_delete, BOTH),
-    Mutant("hold counts without looking", scenarios.hold_against_drop, BOTH),
-    Mutant("drop clears the bit before the count", scenarios.hold_against_drop, BOTH),
+    Mutant("hold counts without looking", scenarios.hold_against_drops, BOTH),
+    Mutant("drop clears the bit before the count", scenarios.hold_against_drops, BOTH),
+    Mutant("what is put off is counted off", scenarios.hold_against_drops, BOTH),
     Mutant("drop before the hand-off", scenarios.hand_off_from_the_last_holder, BOTH),
     Mutant("collect counts no hand-off", scenarios.hand_off_that_must_arrive, BOTH),
     Mutant("consume before hold", scenarios.hand_off_that_must_arrive, BOTH),
     Mutant("no rebuild after a dead owner", scenarios.hand_off_to_a_victim, BOTH),
-    Mutant("reaping tests only what it held", scenarios.drop_by_a_victim, BOTH),
+    Mutant("reaping tests only what it held", scenarios.get_by_a_victim, BOTH),
     Mutant("restored before it is read", scenarios.restores, BOTH),
     Mutant("restored relaxed", scenarios.restores, C11),
     Mutant("leave wakes nobody", scenarios.restores, BOTH),
     Mutant("the event is read late", scenarios.restores, BOTH),
+    Mutant("a death wakes nobody", scenarios.restores_against_delete, BOTH),
     Mutant("the owner is set last", scenarios.restores_and_a_victim, BOTH),
     Mutant("a move ignores pins", holds.disk_copy_that_moves, BOTH),
     Mutant("a move is not decided", holds.disk_copy_that_moves, BOTH),
@@ -90,4 +92,17 @@ MUTANTS: Final = (
     Mutant("what another has moved is moved", rewrites.two_rewrites_of_a_record, BOTH),
     Mutant("a copy may go to any segment", rewrites.rewriter_taken_for_dead, BOTH),
     Mutant("whoever has the slot now passes for its owner", rewrites.rewriter_taken_for_dead, BOTH),
+    Mutant("a slot is claimed unseen", slots.fork_beside_a_claim, BOTH),
+    Mutant("the birth lock goes before the byte lock is there", slots.fork_beside_a_claim, BOTH),
+    Mutant("a child without a lock has no mark", slots.fork_without_a_lock, BOTH),
+    Mutant("the pid comes before the word", slots.fork_without_a_lock, BOTH),
+    Mutant("who claims takes what is unseen for dead", slots.fork_without_a_lock, BOTH),
+    Mutant("who claims does not compare the generation", slots.fork_without_a_lock, BOTH),
+    Mutant("who reaps takes what is unseen for dead", slots.fork_without_a_lock, BOTH),
+    Mutant("what is reaped is not compared with the word", slots.fork_without_a_lock, BOTH),
+    Mutant("who waits counts itself relaxed", waits.waits_for_an_event, C11),
+    Mutant("who waits looks before it counts itself", waits.waits_for_an_event, C11),
+    Mutant("who wakes bumps relaxed", waits.waits_for_an_event, C11),
+    Mutant("who wakes looks relaxed", waits.waits_for_an_event, C11),
+    Mutant("who wakes looks before it bumps", waits.waits_for_an_event, BOTH),
 )

@@ -105,7 +105,7 @@ def _counted(memory: dict[str, int], registers: list[Registers]) -> str | None:
 
 
 def _against(name: str, other: Program, changes: Changes) -> Scenario:
-    names = ("count", "pins", "offset", "freed")
+    names = ("count", "pins", "offset", "freed", "event")
     memory = dict.fromkeys(names, 0) | {"control": RESIDENT, "byte0": VALUE, "byte1": FREED}
     return Scenario(name, [view(0, changes), view(1, changes), other], memory, _counted)
 

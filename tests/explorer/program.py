@@ -57,6 +57,7 @@ class Update:
 
 MUTEX: Final = "mutex"
 PINS_MUTEX: Final = "pins_mutex"
+REFS_MUTEX: Final = "refs_mutex"
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,14 @@ class AwaitDeath:
 
 
 @dataclass(frozen=True)
+class IsDead:
+    """What the system says of thread number `victim`, and with it of the locks that it had."""
+
+    register: str
+    victim: int
+
+
+@dataclass(frozen=True)
 class Let:
     register: str
     value: Value
@@ -109,7 +118,7 @@ class Require:
     text: str
 
 
-Step = Load | Store | Update | Lock | Unlock | Sleep | AwaitDeath | Let | Jump | Require
+Step = Load | Store | Update | Lock | Unlock | Sleep | AwaitDeath | IsDead | Let | Jump | Require
 LOCAL = (Let, Jump, Require)
 
 
@@ -156,6 +165,9 @@ class Program:
 
     def await_death(self, victim: int) -> None:
         self.steps.append(AwaitDeath(victim))
+
+    def is_dead(self, register: str, victim: int) -> None:
+        self.steps.append(IsDead(register, victim))
 
     def let(self, register: str, value: Value) -> None:
         self.steps.append(Let(register, value))
@@ -227,7 +239,7 @@ def needed(program: Program, at_end: Callable[..., object]) -> list[frozenset[st
 
 
 def _sets(step: Step) -> str | None:
-    return step.register if isinstance(step, Load | Update | Let) else None
+    return step.register if isinstance(step, Load | Update | IsDead | Let) else None
 
 
 def loads(program: Program, location: str) -> list[frozenset[bool]]:

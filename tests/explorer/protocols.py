@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from explorer.program import Order, Program, Registers
+from explorer.program import REFS_MUTEX, Order, Program, Registers
 
 FREE, DRAFT, RESIDENT, EVICTING, SPILLED, RESTORING, DELETED, GARBAGE, ABANDONED = range(9)
 STATE: Final = 127
@@ -169,8 +169,12 @@ def delete(changes: Changes = NONE) -> Program:
     p.jump("end", state_is(FREE, *DEAD_STATES))
     order = strength(changes, "delete stores relaxed")
     p.update(
-        "control", lambda old, r: DELETED if old & STATE not in (FREE, *DEAD_STATES) else None, None, order
+        "control", lambda old, r: DELETED if old & STATE not in (FREE, *DEAD_STATES) else None, "left", order
     )
+    if "a death wakes nobody" not in changes:
+        p.jump("nobody waits", lambda r: not r["left"] & WAIT)
+        p.update("event", lambda old, r: old + 1)
+        p.label("nobody waits")
     if "delete ignores pins" in changes:
         p.store("byte0", FREED, Order.RELAXED)
         p.store("control", FREE)
@@ -197,18 +201,22 @@ def seal(changes: Changes = NONE) -> Program:
 
 
 def hold(changes: Changes = NONE) -> Program:
-    """`mp_hold` in the process of `drop`: above zero without the mutex, else with it."""
+    """`mp_hold` in the process of `drop`: above zero without a mutex, else with both. It lets go again."""
     p = Program("hold")
     p.load("refs", "refs")
+    p.label("again")
     p.jump("slow", lambda r: r["refs"] == 0)
     if "hold counts without looking" in changes:
         p.update("refs", lambda old, r: old + 1)
         p.let("holds", 1)
         p.jump("end")
     p.swap("refs", lambda r: r["refs"], lambda r: r["refs"] + 1, "seen")
-    p.let("holds", lambda r: int(r["seen"] == r["refs"]))
-    p.jump("end", lambda r: r["holds"] == 1)
+    p.let("holds", 1)
+    p.jump("end", lambda r: r["seen"] == r["refs"])
+    p.let("refs", lambda r: r["seen"])
+    p.jump("again")
     p.label("slow")
+    p.lock(REFS_MUTEX)
     p.lock()
     p.load("control", "control")
     p.let("holds", 0)
@@ -218,7 +226,14 @@ def hold(changes: Changes = NONE) -> Program:
     p.let("holds", 1)
     p.label("gone")
     p.unlock()
+    p.unlock(REFS_MUTEX)
     p.label("end")
+    p.jump("dropped", lambda r: r["holds"] == 0)
+    p.load("control", "control")
+    p.require(state_is(RESIDENT), "freed although it is held")
+    p.load("holders", "holders")
+    p.require(lambda r: r["holders"] == 1, "held without a holder bit")
+    _drop(p, changes)
     return p
 
 
@@ -234,26 +249,77 @@ def collect(p: Program, end: str, changes: Changes = NONE) -> None:
     p.store("control", FREE)
 
 
-def drop(changes: Changes = NONE) -> Program:
-    """`mp_drop` of a last local ref: under the mutex, unless it was raised meanwhile."""
-    p = Program("drop")
+def drop(number: int, changes: Changes = NONE) -> Program:
+    """`mp_drop`: above one without a mutex, the last one with both, unless it was raised meanwhile."""
+    p = Program(f"drop {number}")
+    _drop(p, changes)
+    return p
+
+
+def _drop(p: Program, changes: Changes) -> None:
+    p.load("refs", "refs")
+    _count_down(p, "dropped", "last")
+    p.jump("dropped")
+    p.label("last")
+    p.lock(REFS_MUTEX)
+    p.load("refs", "refs")
+    _count_down(p, "not the last", "still the last")
+    p.jump("not the last")
+    p.label("still the last")
     p.lock()
     if "drop clears the bit before the count" in changes:
         p.update("holders", lambda old, r: old & ~1)
         p.update("refs", lambda old, r: old - 1, "refs")
     else:
         p.update("refs", lambda old, r: old - 1, "refs")
-        p.jump("end", lambda r: r["refs"] != 1)
+        p.jump("kept", lambda r: r["refs"] != 1)
         p.update("holders", lambda old, r: old & ~1)
-    collect(p, "end")
-    p.label("end")
+    collect(p, "kept")
+    p.label("kept")
     p.unlock()
+    p.label("not the last")
+    p.unlock(REFS_MUTEX)
+    p.label("dropped")
+
+
+def _count_down(p: Program, done: str, last: str) -> None:
+    """Compare and swap while there is more than one; to `last` if there is one."""
+    p.label(f"{done} again")
+    p.jump(last, lambda r: r["refs"] <= 1)
+    p.swap("refs", lambda r: r["refs"], lambda r: r["refs"] - 1, "seen")
+    p.jump(done, lambda r: r["seen"] == r["refs"])
+    p.let("refs", lambda r: r["seen"])
+    p.jump(f"{done} again")
+
+
+def drop_later(changes: Changes = NONE) -> Program:
+    """`mp_drop_later` in a destructor, then `mp_drain`: the last ref stays on a list until then."""
+    p = Program("drop later")
+    p.lock(REFS_MUTEX)
+    p.load("refs", "refs")
+    _count_down(p, "counted", "put off")
+    p.jump("counted")
+    p.label("put off")
+    if "what is put off is counted off" in changes:
+        p.update("refs", lambda old, r: old - 1)
+    else:
+        p.store("deferred", 1)
+    p.label("counted")
+    p.unlock(REFS_MUTEX)
+    p.lock(REFS_MUTEX)
+    p.load("deferred", "deferred")
+    p.jump("taken", lambda r: r["deferred"] == 0)
+    p.store("deferred", 0)
+    p.label("taken")
+    p.unlock(REFS_MUTEX)
+    p.jump("dropped", lambda r: r["deferred"] == 0)
+    _drop(p, changes)
     return p
 
 
-def issue_and_drop(changes: Changes = NONE) -> Program:
+def issue_and_drop(changes: Changes = NONE, mortal: bool = False) -> Program:
     """Member 0 pickles its ref, then drops it."""
-    p = Program("issue")
+    p = Program("issue", mortal)
     halves = [issue, drop_bit]
     for half in reversed(halves) if "drop before the hand-off" in changes else halves:
         half(p, changes)
@@ -264,8 +330,8 @@ def issue(p: Program, changes: Changes) -> None:
     p.lock()
     p.load("control", "control")
     p.jump("not issued", state_is_not(RESIDENT))
-    p.store("tokens", 1)
     p.store("nonce", 1)
+    p.store("tokens", 1)  # token.issued
     p.label("not issued")
     p.unlock()
 
@@ -292,11 +358,11 @@ def load_token(changes: Changes = NONE, mortal: bool = False) -> Program:
     p = Program("load", mortal)
     p.let("holds", 0)
     if "consume before hold" in changes:
-        p.lock()
+        lock_and_repair(p, changes)
         _consume(p, "consumed")
         p.label("consumed")
         p.unlock()
-    p.lock()
+    lock_and_repair(p, changes)
     p.load("control", "control")
     p.jump("end", state_is_not(RESIDENT))
     p.update("holders", lambda old, r: old | 2)
@@ -309,13 +375,15 @@ def load_token(changes: Changes = NONE, mortal: bool = False) -> Program:
 
 
 def lock_and_repair(p: Program, changes: Changes) -> None:
-    """`mp_lock`: who gets the mutex from a dead owner rebuilds the caches first."""
+    """`mp_lock`: who gets the mutex from a dead owner rebuilds the caches, then tests what nobody holds."""
     p.lock()
+    sound = f"sound {len(p.steps)}"
     if "no rebuild after a dead owner" not in changes:
-        p.jump("sound", lambda r: r["inherited"] == 0)
+        p.jump(sound, lambda r: r["inherited"] == 0)
         p.load("nonce", "nonce")
         p.store("tokens", lambda r: r["nonce"])
-        p.label("sound")
+        collect(p, sound)
+        p.label(sound)
 
 
 def expire(changes: Changes = NONE) -> Program:
@@ -333,16 +401,28 @@ def expire(changes: Changes = NONE) -> Program:
     return p
 
 
-def reap(victim: int, changes: Changes = NONE) -> Program:
-    """Reaping of member 1, after the rebuild if it died with the mutex."""
+def reap(victim: int, bit: int = 2, changes: Changes = NONE) -> Program:
+    """Reaping of the member with that bit, after the rebuild if it died with the mutex."""
     p = Program("reap")
     p.await_death(victim)
     lock_and_repair(p, changes)
-    p.load("held", "holders")
-    p.update("holders", lambda old, r: old & ~2)
-    if "reaping tests only what it held" in changes:
-        p.jump("end", lambda r: not r["held"] & 2)
+    p.update("holders", lambda old, r: old & ~bit)
     collect(p, "end")
+    p.label("end")
+    p.unlock()
+    return p
+
+
+def reap_reader(victim: int, bit: int, changes: Changes = NONE) -> Program:
+    """Reaping of a member that had a pin, or has just cleared it; behind a dead owner all are tested."""
+    p = Program("reap")
+    p.await_death(victim)
+    p.lock()
+    p.load("held", "pins")
+    p.update("pins", lambda old, r: old & ~bit)
+    if "reaping tests only what it held" in changes:
+        p.jump("end", lambda r: not r["held"] & bit and not r["inherited"])
+    bury(p, "end")
     p.label("end")
     p.unlock()
     return p
@@ -350,7 +430,8 @@ def reap(victim: int, changes: Changes = NONE) -> Program:
 
 def restore(number: int, changes: Changes = NONE, mortal: bool = False) -> Program:
     """A get of a spilled object: become the owner and fill, or wait for who is. PAIR seal."""
-    p = Program(f"restore {number}", mortal)
+    p, bit = Program(f"restore {number}", mortal), 1 << number
+    p.update("pins", lambda old, r: old | bit)
     p.label("again")
     p.lock()
     p.load("control", "control")
@@ -382,8 +463,11 @@ def restore(number: int, changes: Changes = NONE, mortal: bool = False) -> Progr
     p.label("look")
     p.load("control", "control")
     p.jump("again", state_is(SPILLED, RESTORING))
+    p.jump("unpin", state_is_not(RESIDENT))
     p.load("byte", "byte0", Order.RELAXED)
     p.require(lambda r: r["byte"] == VALUE, "sees bytes that were not read yet")
+    p.label("unpin")
+    unpin(p, bit)
     return p
 
 
@@ -394,6 +478,7 @@ def reap_restorer(victim: int, changes: Changes = NONE) -> Program:
     p.lock()
     p.load("control", "control")
     p.load("owner", "owner")
+    p.update("pins", lambda old, r: old & ~(1 << victim))
     p.jump("end", lambda r: r["control"] & STATE != RESTORING or r["owner"] != victim)
     leave(p, RESTORING, SPILLED, changes)
     p.label("end")

@@ -22,7 +22,6 @@ VICTIM: Final = 0
 ALIVE: Final = (RESIDENT, SPILLED)
 TWO: Final = (1, 2)
 THREE: Final = (1, 2, 3)
-GUARDED: Final = ("place", "live", "id", "listed", "next_id", "move_entry", "move_segment", "reaped")
 
 
 # --- operations ---
@@ -266,7 +265,7 @@ def _sound(memory: dict[str, int], records: tuple[int, ...]) -> str | None:
 
 def _scenario(name: str, programs: list[Program], records: tuple[int, ...] = TWO) -> Scenario:
     memory = _memory(records)
-    guarded = frozenset(name for name in memory if name.rstrip("123") in GUARDED)
+    guarded = frozenset(files.guarded(memory))
     outside = frozenset(name for name in memory if name.startswith("file"))
     return Scenario(name, programs, memory, lambda memory, _: _sound(memory, records), guarded, outside)
 

@@ -34,6 +34,7 @@ from explorer.protocols import (
     delete,
     drop,
     drop_bit,
+    drop_later,
     evict,
     expire,
     get,
@@ -42,6 +43,7 @@ from explorer.protocols import (
     load_token,
     move,
     reap,
+    reap_reader,
     reap_restorer,
     restore,
     seal,
@@ -60,6 +62,8 @@ from explorer.segments import (
     two_sweeps_of_a_record,
     writer_that_is_killed,
 )
+from explorer.slots import fork_beside_a_claim, fork_without_a_lock
+from explorer.waits import waits_for_an_event
 
 Build = Callable[[Changes], Scenario]
 
@@ -73,7 +77,16 @@ def _whole(memory: dict[str, int], registers: list[Registers]) -> str | None:
 
 
 def _resident(**more: int) -> dict[str, int]:
-    return {"control": RESIDENT, "pins": 0, "offset": 0, "byte0": VALUE, "byte1": FREED, "freed": 0, **more}
+    return {
+        "control": RESIDENT,
+        "pins": 0,
+        "offset": 0,
+        "byte0": VALUE,
+        "byte1": FREED,
+        "freed": 0,
+        "event": 0,
+        **more,
+    }
 
 
 def gets_against_evict(changes: Changes = NONE) -> Scenario:
@@ -106,9 +119,20 @@ def get_against_move_and_delete(changes: Changes = NONE) -> Scenario:
     )
 
 
+def get_by_a_victim(changes: Changes = NONE) -> Scenario:
+    """The reader is killed anywhere: with its pin set, or cleared and nobody looked at since."""
+
+    def at_end(memory: dict[str, int], registers: list[Registers]) -> str | None:
+        unburied = memory["control"] in DEAD_STATES and memory["pins"] == 0
+        return "dead and not pinned, but never freed" if unburied and not memory["mutex"] else None
+
+    programs = [get(0, changes, mortal=True), delete(changes), reap_reader(0, 1, changes)]
+    return Scenario("get by a victim", programs, _resident(), at_end)
+
+
 def seal_against_get_and_delete(changes: Changes = NONE) -> Scenario:
     memory = {
-        **_resident(event=0),
+        **_resident(),
         "control": DRAFT,
         "byte0": FREED,
         "pins": 0 if "a draft is not pinned" in changes else 1,
@@ -117,17 +141,17 @@ def seal_against_get_and_delete(changes: Changes = NONE) -> Scenario:
     return Scenario("seal against get and delete", programs, memory, _whole)
 
 
-def hold_against_drop(changes: Changes = NONE) -> Scenario:
-    def at_end(memory: dict[str, int], registers: list[Registers]) -> str | None:
-        holds = registers[0]["holds"]
-        if holds and memory["control"] != RESIDENT:
-            return "freed although it is held"
-        if holds and not memory["holders"]:
-            return "held without a holder bit"
-        return "nobody holds it, and it is not freed" if not holds and memory["control"] != FREE else None
+def hold_against_drops(changes: Changes = NONE) -> Scenario:
+    """Threads of one process, with two refs that go, one of them later; a third comes, or is too late."""
 
-    memory = {"control": RESIDENT, "refs": 1, "holders": 1, "tokens": 0}
-    return Scenario("hold against drop", [hold(changes), drop(changes)], memory, at_end)
+    def at_end(memory: dict[str, int], registers: list[Registers]) -> str | None:
+        if memory["refs"] or memory["holders"]:
+            return "held by nobody, but counted"
+        return None if memory["control"] == FREE else "nobody holds it, and it is not freed"
+
+    memory = {"control": RESIDENT, "refs": 2, "holders": 1, "tokens": 0, "deferred": 0}
+    programs = [hold(changes), drop(1, changes), drop_later(changes)]
+    return Scenario("a hold against two drops", programs, memory, at_end)
 
 
 def hand_off(changes: Changes = NONE) -> Scenario:
@@ -178,8 +202,36 @@ def hand_off_to_a_victim(changes: Changes = NONE) -> Scenario:
         return "the mutex is never released" if memory["mutex"] and reaped else None
 
     memory = {"control": RESIDENT, "holders": 0, "tokens": 1, "nonce": 1}
-    programs = [Program("nobody"), load_token(changes, mortal=True), reap(1, changes), expire(changes)]
+    programs = [
+        Program("nobody"),
+        load_token(changes, mortal=True),
+        reap(1, changes=changes),
+        expire(changes),
+    ]
     return Scenario("hand-off to a victim", programs, memory, at_end)
+
+
+def hand_off_by_a_victim(changes: Changes = NONE) -> Scenario:
+    """The sender is killed anywhere, and reaped; what it has sent by then is received, or lapses."""
+
+    def at_end(memory: dict[str, int], registers: list[Registers]) -> str | None:
+        if memory["mutex"]:
+            return None  # of the dead, and nobody came
+        if memory["tokens"] != memory["nonce"]:
+            return "hand-offs are counted wrongly"
+        kept = registers[1].get("holds") or memory["nonce"] or memory["holders"]
+        if kept and memory["control"] != RESIDENT:
+            return "freed although it is held, or under way"
+        return "nobody holds it, and it is not freed" if not kept and memory["control"] != FREE else None
+
+    memory = {"control": RESIDENT, "holders": 1, "tokens": 0, "nonce": 0}
+    programs = [
+        issue_and_drop(changes, mortal=True),
+        load_token(changes),
+        expire(changes),
+        reap(0, bit=1, changes=changes),
+    ]
+    return Scenario("hand-off by a victim", programs, memory, at_end)
 
 
 def drop_by_a_victim(changes: Changes = NONE) -> Scenario:
@@ -191,22 +243,30 @@ def drop_by_a_victim(changes: Changes = NONE) -> Scenario:
     victim = Program("drop", mortal=True)
     drop_bit(victim, changes, bit=2)
     memory = {"control": RESIDENT, "holders": 2, "tokens": 0, "nonce": 0}
-    return Scenario("drop by a victim", [victim, reap(0, changes)], memory, at_end)
+    return Scenario("drop by a victim", [victim, reap(0, changes=changes)], memory, at_end)
+
+
+def _spilled() -> dict[str, int]:
+    return {"control": SPILLED, "owner": 9, "byte0": FREED, "event": 0, "pins": 0, "offset": 0, "freed": 0}
 
 
 def restores(changes: Changes = NONE) -> Scenario:
-    memory = {"control": SPILLED, "owner": 9, "byte0": FREED, "event": 0}
     programs = [restore(0, changes), restore(1, changes), restore(2, changes)]
-    return Scenario("three restores of one object", programs, memory, lambda memory, registers: None)
+    return Scenario("three restores of one object", programs, _spilled(), lambda memory, registers: None)
 
 
 def restores_and_a_victim(changes: Changes = NONE) -> Scenario:
     def at_end(memory: dict[str, int], registers: list[Registers]) -> str | None:
         return None if memory["control"] & STATE == RESIDENT else "not restored in the end"
 
-    memory = {"control": SPILLED, "owner": 9, "byte0": FREED, "event": 0}
     programs = [restore(0, changes, mortal=True), restore(1, changes), reap_restorer(0, changes)]
-    return Scenario("a restorer that is killed", programs, memory, at_end)
+    return Scenario("a restorer that is killed", programs, _spilled(), at_end)
+
+
+def restores_against_delete(changes: Changes = NONE) -> Scenario:
+    """Who restores finds its object deleted, and so does who waits for it."""
+    programs = [restore(0, changes), restore(1, changes), delete(changes)]
+    return Scenario("two restores against delete", programs, _spilled(), _whole)
 
 
 SCENARIOS: Final[tuple[Build, ...]] = (
@@ -215,17 +275,20 @@ SCENARIOS: Final[tuple[Build, ...]] = (
     get_against_move_and_evict,
     gets_against_delete,
     get_against_move_and_delete,
+    get_by_a_victim,
     seal_against_get_and_delete,
     threads_against_evict,
     threads_against_delete,
-    hold_against_drop,
+    hold_against_drops,
     hand_off,
     hand_off_that_must_arrive,
     hand_off_from_the_last_holder,
     hand_off_to_a_victim,
+    hand_off_by_a_victim,
     drop_by_a_victim,
     restores,
     restores_and_a_victim,
+    restores_against_delete,
     disk_copy_that_moves,
     large_put_beside_small_ones,
     growth_beside_a_put,
@@ -241,4 +304,7 @@ SCENARIOS: Final[tuple[Build, ...]] = (
     rewriter_that_is_killed,
     two_rewrites_of_a_record,
     rewriter_taken_for_dead,
+    fork_beside_a_claim,
+    fork_without_a_lock,
+    waits_for_an_event,
 )

@@ -185,31 +185,36 @@ def _object_in_a_file() -> dict[str, int]:
     return _memory(state1=CLOSED, live1=1, place=1, file1=THERE, control=SPILLED)
 
 
+def _scenario(name: str, programs: list[Program], memory: dict[str, int]) -> Scenario:
+    guarded, outside = frozenset(files.guarded(memory)), frozenset(["file1", "file2"])
+    return Scenario(name, programs, memory, _files, guarded, outside)
+
+
 def two_sweeps_of_a_record(changes: Changes = NONE) -> Scenario:
     """Two members sweep a dead file, whose record becomes that of a new one; its object is deleted too."""
     programs = [write_through(changes), delete(changes), sweep(1, changes), sweep(2, changes)]
-    return Scenario("two sweeps of a record", programs, _dead_file(), _files)
+    return _scenario("two sweeps of a record", programs, _dead_file())
 
 
 def sweep_that_is_killed(changes: Changes = NONE) -> Scenario:
     """One of them dies anywhere; the object in the new file lives."""
     programs = [write_through(changes), sweep(1, changes, mortal=True), sweep(2, changes)]
-    return Scenario("a sweep that is killed", programs, _dead_file(), _files)
+    return _scenario("a sweep that is killed", programs, _dead_file())
 
 
 def delete_that_is_killed(changes: Changes = NONE) -> Scenario:
     """Whoever deletes the last object of a file dies anywhere."""
     programs = [open_segment(changes), delete(changes, mortal=True), sweep(1, changes)]
-    return Scenario("a delete that is killed", programs, _object_in_a_file(), _files)
+    return _scenario("a delete that is killed", programs, _object_in_a_file())
 
 
 def writer_that_is_killed(changes: Changes = NONE) -> Scenario:
     """A put through to disk dies anywhere and is reaped, while its object is deleted and somebody sweeps."""
     programs = [write_through(changes, mortal=True), delete(changes), reap(changes), sweep(1, changes)]
-    return Scenario("a writer that is killed", programs, _memory(listed=2), _files)
+    return _scenario("a writer that is killed", programs, _memory(listed=2))
 
 
 def read_beside_a_sweep(changes: Changes = NONE) -> Scenario:
     """An object is read from its file while it is deleted and its segment dies, is swept and used again."""
     programs = [read(changes), delete(changes), sweep(1, changes), open_segment(changes)]
-    return Scenario("a read beside a sweep", programs, _object_in_a_file(), _files)
+    return _scenario("a read beside a sweep", programs, _object_in_a_file())

@@ -1,0 +1,250 @@
+"""A member's slot: claimed, reaped, reserved for a child of fork, adopted by it, with and without locks.
+
+There is one slot. At the start a process has it that is dead, as its locks are free; a pin of it is
+left. Whoever forks has a view, which its child must keep. A word is the generation, times four, and a
+state; a pid is 0, UNSEEN, that of the dead one, or a thread's number and one. Locks are files of the
+system, so they go with their process.
+That the birth lock is looked at before the byte lock, and the word once more behind the pid, spares
+a reaper work; what keeps it from a living child is that each of its holds compares the word, so
+neither is a mutant.
+Not here: entries, which are reaped one by one (`protocols`), segments (`segments`), the slot of orphans.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from explorer.machine import Scenario
+from explorer.program import Program, Registers
+from explorer.protocols import NONE, Changes
+
+FREE, RESERVED, LIVE, REAPING = range(4)
+UNSEEN: Final = 9
+PREDECESSOR: Final = 8
+"""The pid of the process that is dead at the start."""
+CHILD: Final = 1
+CLAIMER: Final = 2
+PARENTS, CHILDS = 1, 2
+"""Who has a copy of the descriptor with the birth lock."""
+
+
+def _state(word: int) -> int:
+    return word % 4
+
+
+def _same_but(word: int, state: int) -> int:
+    return word - word % 4 + state
+
+
+def _mark(p: Program, state: int) -> None:
+    """`mp_slot_mark`: a generation more."""
+    p.load("old", "word")
+    p.store("word", lambda r: _same_but(r["old"], state) + 4)  # slot.mark
+
+
+# --- what is asked of the system ---
+
+
+def _locked(p: Program, birth_only: bool = False) -> None:
+    """`slot_locked`, into register `locked`."""
+    p.let("locked", 0)
+    for kind in ("birth",) if birth_only else ("birth", "byte"):
+        p.load("holds", kind)
+        p.is_dead("child gone", CHILD)
+        if kind == "birth":
+            p.let("holds", lambda r: r["holds"] & (PARENTS if r["child gone"] else PARENTS | CHILDS))
+        else:
+            p.let("holds", lambda r: r["holds"] if r["holds"] != CHILD + 1 or not r["child gone"] else 0)
+        p.let("locked", lambda r: int(r["locked"] or r["holds"] != 0))
+
+
+def _process_alive(p: Program) -> None:
+    """`process_alive` of what is in register `pid`."""
+    p.is_dead("child gone", CHILD)
+    p.let("alive", lambda r: int(r["pid"] == CLAIMER + 1 or (r["pid"] == CHILD + 1 and not r["child gone"])))
+
+
+# --- operations ---
+
+
+def fork(changes: Changes = NONE, locks: bool = True) -> Program:
+    """`mp_fork_prepare`, the fork, `mp_fork_parent`. Without `locks` the system gives none."""
+    p = Program("fork")
+    p.lock()
+    p.load("word", "word")
+    p.jump("none", lambda r: _state(r["word"]) != FREE)
+    if locks:
+        _locked(p)
+        p.jump("none", lambda r: r["locked"] == 1)
+        p.update("birth", lambda old, r: PARENTS)  # fork.locked
+    p.store("pid", 0 if locks or "a child without a lock has no mark" in changes else UNSEEN)
+    _mark(p, RESERVED)
+    p.unlock()  # fork.reserved
+    p.update("pins", lambda old, r: 1)  # fork.copied
+    if locks:
+        p.update("birth", lambda old, r: old | CHILDS)
+    p.update("forked", lambda old, r: 1)
+    if locks:
+        p.update("birth", lambda old, r: old & ~PARENTS)
+    p.jump("end")
+    p.label("none")
+    p.unlock()
+    p.update("forked", lambda old, r: 2)  # among the orphans
+    p.label("end")
+    return p
+
+
+def child(changes: Changes = NONE) -> Program:
+    """`mp_fork_child`. It has a view from the start."""
+    p = Program("child", mortal=True)
+    p.let("not yet", 0)
+    p.sleep("forked", "not yet", "forked", lambda forked: True)
+    p.load("forked", "forked")
+    p.jump("end", lambda r: r["forked"] == 2)
+    early = "the birth lock goes before the byte lock is there" in changes
+    if early:
+        p.update("birth", lambda old, r: old & ~CHILDS)
+    p.label("again")  # fork.child
+    p.update("byte", lambda old, r: CHILD + 1 if old == 0 else None, "byte")
+    p.let("tries", lambda r: r.get("tries", 0) + 1)
+    p.jump("again", lambda r: r["byte"] != 0 and r["tries"] < 2)
+    if "the pid comes before the word" in changes:
+        p.store("pid", CHILD + 1)
+    _mark(p, LIVE)
+    if "the pid comes before the word" not in changes:
+        p.store("pid", CHILD + 1)
+    if not early:
+        p.update("birth", lambda old, r: old & ~CHILDS)  # fork.adopted
+    p.load("word", "word")
+    p.load("pins", "pins")
+    p.require(lambda r: r["pins"] == 1, "its view is not pinned")
+    p.let("adopted", lambda r: r["word"])
+    p.label("end")
+    return p
+
+
+def claim(changes: Changes = NONE) -> Program:
+    """`mp_claim_slot`."""
+    p = Program("claim")
+    p.let("claimed", 0)
+    p.is_dead("child gone", CHILD)
+    p.update(
+        "byte",
+        lambda old, r: CLAIMER + 1 if old == 0 or (old == CHILD + 1 and r["child gone"]) else None,
+        "byte",
+    )
+    p.jump("end", lambda r: r["byte"] != 0 and not (r["byte"] == CHILD + 1 and r["child gone"]))
+    p.load("word", "word")  # slot.locked
+    p.jump("clear", lambda r: _state(r["word"]) == FREE)
+    _locked(p, birth_only=True)
+    p.jump("unlock", lambda r: r["locked"] == 1)
+    p.load("pid", "pid")
+    if "who claims takes what is unseen for dead" not in changes:
+        p.jump("unlock", lambda r: r["pid"] == UNSEEN)
+    _process_alive(p)
+    p.jump("unlock", lambda r: r["alive"] == 1)
+    p.lock()  # take_over
+    p.load("now", "word")
+    p.let("taken", lambda r: int(_state(r["now"]) != FREE))
+    if "who claims does not compare the generation" not in changes:
+        p.jump("other", lambda r: r["taken"] == 1 and r["now"] // 4 != r["word"] // 4)
+    p.jump("free by now", lambda r: r["taken"] == 0)
+    _mark(p, REAPING)
+    p.label("free by now")
+    p.load("word", "word")
+    p.unlock()
+    p.jump("clear", lambda r: r["taken"] == 0)
+    _reap(p, changes)
+    p.label("clear")
+    p.lock()
+    p.load("now", "word")
+    p.jump("other", lambda r: _state(r["now"]) != FREE and "a slot is claimed unseen" not in changes)
+    p.store("pid", CLAIMER + 1)
+    _mark(p, LIVE)
+    p.let("claimed", 1)
+    p.unlock()
+    p.jump("end")
+    p.label("other")
+    p.unlock()
+    p.label("unlock")
+    p.update("byte", lambda old, r: 0)
+    p.label("end")
+    return p
+
+
+def reap_dead(changes: Changes = NONE) -> Program:
+    """`mp_slot_dead`, `mp_reap`."""
+    p = Program("reap")
+    p.load("word", "word")
+    p.jump("end", lambda r: _state(r["word"]) == FREE)
+    _locked(p)
+    p.jump("end", lambda r: r["locked"] == 1)
+    p.load("pid", "pid")
+    if "who reaps takes what is unseen for dead" not in changes:
+        p.jump("end", lambda r: r["pid"] == UNSEEN)
+    p.load("now", "word")
+    p.jump("end", lambda r: r["now"] != r["word"])
+    p.jump("dead", lambda r: _state(r["word"]) != LIVE)
+    _process_alive(p)
+    p.jump("end", lambda r: r["alive"] == 1)
+    p.label("dead")
+    _reap(p, changes)
+    p.label("end")
+    return p
+
+
+def _reap(p: Program, changes: Changes) -> None:
+    """`mp_reap` of the word in register `word`: each hold looks whether it is still that."""
+    end = f"reaped {len(p.steps)}"
+
+    def hold() -> None:
+        p.lock()
+        p.load("now", "word")
+        p.jump(f"{end}, unlock", lambda r: r["now"] != r["word"])
+
+    hold()  # mark_reaping
+    p.let("word", lambda r: _same_but(r["word"], REAPING))
+    p.store("word", lambda r: r["word"])
+    p.unlock()  # reap.marked
+    if "what is reaped is not compared with the word" in changes:
+        p.lock()
+    else:
+        hold()  # reap_step
+    p.update("pins", lambda old, r: 0)  # reap.entry
+    p.unlock()
+    hold()  # free_slot
+    p.store("pid", 0)
+    p.store("word", lambda r: _same_but(r["word"], FREE))
+    p.label(f"{end}, unlock")
+    p.unlock()
+    p.label(end)
+
+
+# --- what must never come of it ---
+
+
+def _kept(memory: dict[str, int], registers: list[Registers]) -> str | None:
+    """A child that has come to its end is alive, with what it has adopted."""
+    adopted, claimed = registers[CHILD].get("adopted"), registers[CLAIMER].get("claimed")
+    if adopted is not None and claimed:
+        return "two have the slot"
+    if adopted is not None and (memory["word"] != adopted or memory["pid"] != CHILD + 1):
+        return "the child's slot is not its own"
+    return "its view is not pinned any more" if adopted is not None and not memory["pins"] else None
+
+
+def _scenario(name: str, changes: Changes, locks: bool) -> Scenario:
+    memory = {"word": LIVE, "pid": PREDECESSOR, "pins": 1, "birth": 0, "byte": 0, "forked": 0}
+    programs = [fork(changes, locks), child(changes), claim(changes), reap_dead(changes)]
+    return Scenario(name, programs, memory, _kept, outside=frozenset(["birth", "byte", "forked"]))
+
+
+def fork_beside_a_claim(changes: Changes = NONE) -> Scenario:
+    """The predecessor is reaped by one of two, the slot claimed by one, reserved for a child, which may
+    die."""
+    return _scenario("a fork beside a claim", changes, locks=True)
+
+
+def fork_without_a_lock(changes: Changes = NONE) -> Scenario:
+    """The same where only a mark in the slot speaks for the child, until its pid does."""
+    return _scenario("a fork without a lock", changes, locks=False)
