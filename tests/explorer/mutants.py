@@ -90,7 +90,6 @@ MUTANTS: Final = (
     Mutant("no move is finished for the dead", rewrites.rewriter_that_is_killed, BOTH),
     Mutant("a move leaves the old live bytes", rewrites.rewrite_beside_a_delete, BOTH),
     Mutant("what another has moved is moved", rewrites.two_rewrites_of_a_record, BOTH),
-    Mutant("a copy may go to any segment", rewrites.rewriter_taken_for_dead, BOTH),
     Mutant("whoever has the slot now passes for its owner", rewrites.rewriter_taken_for_dead, BOTH),
     Mutant("a slot is claimed unseen", slots.fork_beside_a_claim, BOTH),
     Mutant("the birth lock goes before the byte lock is there", slots.fork_beside_a_claim, BOTH),

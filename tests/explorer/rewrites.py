@@ -35,7 +35,7 @@ def rewrite(
     _choose(p, changes, records)
     p.load("read", of("file", "source"))
     p.jump("end", lambda r: r["read"] != WHOLE)  # it has a failure to note
-    lock(p, changes, records)
+    _lock_own(p, slot, "not opened", changes, records)
     files.take(p, changes, "end", owner=slot)
     p.update(of("file", "id"), lambda old, r: THERE)
     early = "a place moves before its copy is written" in changes
@@ -43,6 +43,9 @@ def rewrite(
         piece(p, slot, changes, records)
     _end(p, slot, changes, records)
     files.sweep(p, changes, records)
+    p.jump("end")
+    p.label("not opened")
+    p.unlock()
     p.label("end")
     return p
 
@@ -62,31 +65,33 @@ def _choose(p: Program, changes: Changes, records: tuple[int, ...]) -> None:
     p.jump("end", lambda r: r["place"] != 1 or r["control"] not in ALIVE or r["pins"] != 0)
 
 
+def _lock_own(p: Program, slot: int, otherwise: str, changes: Changes, records: tuple[int, ...]) -> None:
+    """`mp_lock_own`: of a slot that is this member's still."""
+    lock(p, changes, records)
+    p.load("reaped", "reaped")
+    by_number = "whoever has the slot now passes for its owner" in changes
+    p.jump(otherwise, lambda r: r["reaped"] == slot and not by_number)
+
+
 def _write(p: Program, slot: int, changes: Changes, records: tuple[int, ...]) -> None:
     """`mp_segment_reserve`, then the copy: into a file without a name, if it was swept meanwhile."""
-    lock(p, changes, records)
-    _mine(p, slot, "refused", changes)
+    _lock_own(p, slot, "refused", changes, records)
+    _mine(p, slot, "refused")
     p.unlock()
     p.update(of("file", "id"), lambda old, r: old if old == GONE else WHOLE)
 
 
-def _mine(p: Program, slot: int, otherwise: str, changes: Changes) -> None:
-    """`mp_segment_mine`: OPEN, and of a slot that is this member's still."""
-    if "a copy may go to any segment" in changes:
-        return
+def _mine(p: Program, slot: int, otherwise: str) -> None:
+    """`mp_segment_mine`. Of a segment of its own, which a member closes when its places are recorded, it says
+    nothing new while the slot is its own as well."""
     p.load("state", of("state", "segment"))
     p.load("owner", of("owner", "segment"), Order.RELAXED)
-    p.load("reaped", "reaped")
-    by_number = "whoever has the slot now passes for its owner" in changes
-    p.jump(
-        otherwise,
-        lambda r: r["state"] != OPEN or r["owner"] != slot or (r["reaped"] == slot and not by_number),
-    )
+    p.jump(otherwise, lambda r: r["state"] != OPEN or r["owner"] != slot)
 
 
 def _move(p: Program, slot: int, changes: Changes, records: tuple[int, ...]) -> None:
     """`mp_place_move`; the place of the record is what it was if it is in segment 1."""
-    lock(p, changes, records)
+    _lock_own(p, slot, "moved", changes, records)
     p.load("control", "control")
     p.jump("moved", lambda r: r["control"] not in ALIVE)  # nothing depends on it: place and pins decide
     p.load("place", "place")
@@ -95,7 +100,7 @@ def _move(p: Program, slot: int, changes: Changes, records: tuple[int, ...]) -> 
     if "a record is moved in spite of pins" not in changes:
         p.load("pins", "pins")
         p.jump("moved", lambda r: r["pins"] != 0)
-    _mine(p, slot, "moved", changes)
+    _mine(p, slot, "moved")
     p.store("move_segment", lambda r: r["segment"])  # place.move.filled
     p.store("move_entry", 1)  # place.move.decided
     files.finish_move(p)  # place.move.done
@@ -113,8 +118,8 @@ def _move(p: Program, slot: int, changes: Changes, records: tuple[int, ...]) -> 
 
 def _end(p: Program, slot: int, changes: Changes, records: tuple[int, ...]) -> None:
     """`mp_segment_end`."""
-    lock(p, changes, records)
-    _mine(p, slot, "ended", changes)
+    _lock_own(p, slot, "ended", changes, records)
+    _mine(p, slot, "ended")
     p.load("now", of("id", "segment"), Order.RELAXED)
     p.jump("ended", lambda r: r["now"] != r["id"])
     files.retire(p, changes, "segment")

@@ -39,7 +39,7 @@ def _same_but(word: int, state: int) -> int:
 def _mark(p: Program, state: int) -> None:
     """`mp_slot_mark`: a generation more."""
     p.load("old", "word")
-    p.store("word", lambda r: _same_but(r["old"], state) + 4)  # slot.mark
+    p.swap("word", lambda r: r["old"], lambda r: _same_but(r["old"], state) + 4, "seen")  # slot.mark
 
 
 # --- what is asked of the system ---
@@ -58,10 +58,18 @@ def _locked(p: Program, birth_only: bool = False) -> None:
         p.let("locked", lambda r: int(r["locked"] or r["holds"] != 0))
 
 
-def _process_alive(p: Program) -> None:
-    """`process_alive` of what is in register `pid`."""
-    p.is_dead("child gone", CHILD)
-    p.let("alive", lambda r: int(r["pid"] == CLAIMER + 1 or (r["pid"] == CHILD + 1 and not r["child gone"])))
+def _has_process(p: Program, to: str, unseen_is_dead: bool) -> None:
+    """`has_process` of the word in register `word`; to `to` if there is one."""
+    dead = f"dead {len(p.steps)}"
+    p.load("pid", "pid")
+    if not unseen_is_dead:
+        p.jump(to, lambda r: r["pid"] == UNSEEN)
+    p.load("now", "word")
+    p.jump(to, lambda r: r["now"] != r["word"])
+    p.jump(dead, lambda r: _state(r["word"]) != LIVE)
+    p.is_dead("child gone", CHILD)  # process_alive
+    p.jump(to, lambda r: r["pid"] == CLAIMER + 1 or (r["pid"] == CHILD + 1 and not r["child gone"]))
+    p.label(dead)
 
 
 # --- operations ---
@@ -138,11 +146,7 @@ def claim(changes: Changes = NONE) -> Program:
     p.jump("clear", lambda r: _state(r["word"]) == FREE)
     _locked(p, birth_only=True)
     p.jump("unlock", lambda r: r["locked"] == 1)
-    p.load("pid", "pid")
-    if "who claims takes what is unseen for dead" not in changes:
-        p.jump("unlock", lambda r: r["pid"] == UNSEEN)
-    _process_alive(p)
-    p.jump("unlock", lambda r: r["alive"] == 1)
+    _has_process(p, "unlock", "who claims takes what is unseen for dead" in changes)
     p.lock()  # take_over
     p.load("now", "word")
     p.let("taken", lambda r: int(_state(r["now"]) != FREE))
@@ -179,15 +183,7 @@ def reap_dead(changes: Changes = NONE) -> Program:
     p.jump("end", lambda r: _state(r["word"]) == FREE)
     _locked(p)
     p.jump("end", lambda r: r["locked"] == 1)
-    p.load("pid", "pid")
-    if "who reaps takes what is unseen for dead" not in changes:
-        p.jump("end", lambda r: r["pid"] == UNSEEN)
-    p.load("now", "word")
-    p.jump("end", lambda r: r["now"] != r["word"])
-    p.jump("dead", lambda r: _state(r["word"]) != LIVE)
-    _process_alive(p)
-    p.jump("end", lambda r: r["alive"] == 1)
-    p.label("dead")
+    _has_process(p, "end", "who reaps takes what is unseen for dead" in changes)
     _reap(p, changes)
     p.label("end")
     return p
@@ -202,9 +198,11 @@ def _reap(p: Program, changes: Changes) -> None:
         p.load("now", "word")
         p.jump(f"{end}, unlock", lambda r: r["now"] != r["word"])
 
-    hold()  # mark_reaping
+    p.lock()  # mark_reaping
+    p.let("seen", lambda r: r["word"])
     p.let("word", lambda r: _same_but(r["word"], REAPING))
-    p.store("word", lambda r: r["word"])
+    p.swap("word", lambda r: r["seen"], lambda r: r["word"], "now")
+    p.jump(f"{end}, unlock", lambda r: r["now"] != r["seen"])
     p.unlock()  # reap.marked
     if "what is reaped is not compared with the word" in changes:
         p.lock()
