@@ -157,3 +157,45 @@ def test_every_limit_on_open_files(tmp_path: Path) -> None:
 def test_limits(tmp_path: Path, limit: str, expected: str) -> None:
     said = run(tmp_path, before=f"resource.setrlimit(resource.RLIMIT_{limit})")
     assert said == expected if expected == WORKS else re.match(expected, said), said
+
+
+IN_USE = """
+import resource
+import numpy as np
+import millpond
+with millpond.Store("8MiB", spill_dir={spill_dir!r}) as store:
+    refs = [store.put(np.full(125_000, i)) for i in range(6)]
+    before = resource.getrlimit(resource.RLIMIT_{limit})
+    used = 4096 * int(open("/proc/self/statm").read().split()[0])
+    resource.setrlimit(resource.RLIMIT_{limit}, ({to}, before[1]))
+    said = set()
+    for i in range(6, 30):
+        try:
+            refs.append(store.put(np.full(125_000, i)))
+        except millpond.MillpondError as error:
+            said.add(str(error))
+            refs.append(None)
+    resource.setrlimit(resource.RLIMIT_{limit}, before)
+    refs.append(store.put(np.full(125_000, 30)))
+    assert all(ref is None or ref.get(copy=True)[0] == i for i, ref in enumerate(refs))
+    print(store.check(), bool(said), *said)
+"""
+
+
+@pytest.mark.parametrize(
+    ("limit", "to", "expected"),
+    [("AS", "used + (2 << 20)", "private memory .*ulimit -v"), ("FSIZE", "1 << 20", "File too large")],
+)
+def test_limits_in_use(tmp_path: Path, limit: str, to: str, expected: str) -> None:
+    """What is refused under a limit is an error that names it; nothing is lost, and it works again later."""
+    program = IN_USE.format(limit=limit, to=to, spill_dir=str(tmp_path / "spill"))
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "MILLPOND_DIR": str(tmp_path / "registry"), "OPENBLAS_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("[] ") and re.search(expected, done.stdout + done.stderr), done.stdout
