@@ -206,7 +206,7 @@ def test_a_real_disk_fills_up(pond: Pond, tmp_path: Path, direct: bool) -> None:
             with pytest.raises(millpond.StoreFullError, match="spill"):
                 for seed in range(turn * 1000, turn * 1000 + 200):
                     refs[seed] = store.put(noise(seed, 150_000))
-            assert len(refs) > 80
+            assert len(refs) > 60, "more than memory holds"
             assert store.check() == []
             for seed, ref in refs.items():
                 assert np.array_equal(ref.get(copy=True), noise(seed, 150_000))
