@@ -521,6 +521,16 @@ def test_names_and_addresses(pond: Pond) -> None:
         millpond.connect("two")
 
 
+def test_a_name_is_one_of_its_registry(pond: Pond, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = pond.store(name="one")
+    monkeypatch.setenv("MILLPOND_DIR", str(tmp_path / "another"))
+    with pytest.raises(millpond.AttachError, match=r"no live store .*'one'"):
+        millpond.connect("one")
+    with pond.store(name="one") as there:
+        assert millpond.connect("one") is there
+        assert millpond.connect(here.address) is here
+
+
 # --- threads ---
 
 

@@ -159,11 +159,18 @@ def announce(store: Store) -> None:
 
 
 def known(key: str | bytes) -> Store | None:
-    """The open member of that store in this process: by uuid, address or name."""
+    """The open member of that store in this process: by uuid, by address, or by its name in the registry
+    that is in use now."""
     for store in list(_stores.values()):
-        if not store.closed and key in (store.uuid, store.address, store.name):
+        if store.closed:
+            continue
+        if key in (store.uuid, store.address) or (key == store.name and _is_listed_here(store)):
             return store
     return None
+
+
+def _is_listed_here(store: Store) -> bool:
+    return os.path.dirname(store.address) == registry.root_of()
 
 
 def exists(key: str) -> bool:
