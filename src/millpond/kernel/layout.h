@@ -18,7 +18,7 @@
 #define MP_MAGIC 0x31646e6f706c6c4dull /* "Mllpond1", little endian */
 #define MP_LAYOUT_VERSION 1u
 
-#define MP_SLOTS 256u         /* member slots; */
+#define MP_SLOTS 256u         /* member slots, those of orphans included */
 #define MP_SLOT_ORPHANS 254u  /* from here on, two that orphans of fork share */
 #define MP_BIT_WORDS (MP_SLOTS / 64u)
 #define MP_PAGE 4096u         /* unit of extents */
