@@ -541,7 +541,7 @@ void agent_expect_only(mp_member *m, uint32_t objects) {
     CHECK_EQ(h->pool_tokens.used, 1);
     CHECK_EQ(h->pool_names.used, 1);
     for (uint32_t slot = 0; slot < MP_SLOTS; slot++)
-        CHECK(slot == m->slot || (atomic_load(&m->slots[slot].word) & 255u) == MP_SLOT_FREE);
+        CHECK(slot == m->slot || mp_slot_state_of(atomic_load(&m->slots[slot].word)) == MP_SLOT_FREE);
     CHECK_EQ(h->queue_first, 0);
     for (uint32_t b = 0; b < h->commit_high; b++)
         CHECK(mp_block_state(m, b) == MP_NONE || mp_block_state(m, b) == MP_COMMITTED);

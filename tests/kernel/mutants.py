@@ -469,7 +469,7 @@ MUTANTS: Final = (
     Mutant(
         "an orphan comes where others are being reaped",
         "fork.c",
-        "    if ((word & 255u) == MP_SLOT_REAPING) return false;\n",
+        "    if (mp_slot_state_of(word) == MP_SLOT_REAPING) return false;\n",
         "",
     ),
     Mutant(

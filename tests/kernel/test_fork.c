@@ -212,7 +212,7 @@ static void a_slot_reserved_meanwhile_is_not_taken_over(void) {
     become_member(1);
     member_system = &mp_linux;
     CHECK_EQ(member.slot, 2);
-    CHECK_EQ(self.slots[1].word & 255u, MP_SLOT_RESERVED);
+    CHECK_EQ(mp_slot_state_of(self.slots[1].word), MP_SLOT_RESERVED);
     CHECK_EQ(self.slots[1].pid, MP_PID_UNSEEN);
     mp_release_slot(&member);
     fixture_unmap(&member);
@@ -231,7 +231,7 @@ static void a_slot_adopted_meanwhile_is_not_dead(void) {
     atomic_store(&self.slots[1].pid, MP_PID_UNSEEN);
     mp_slot_mark(&self, 1, MP_SLOT_RESERVED);
     CHECK_EQ(mp_slot_dead(&self, 1, &word), false);
-    CHECK_EQ(self.slots[1].word & 255u, MP_SLOT_LIVE);
+    CHECK_EQ(mp_slot_state_of(self.slots[1].word), MP_SLOT_LIVE);
     self.system = &mp_linux;
     atomic_store(&self.slots[1].pid, 0); /* there is no child */
     CHECK_EQ(mp_reap_dead(&self), 1);
@@ -256,7 +256,7 @@ static void without_slot_and_lock_views_stay_for_ever(void) {
     mark_others(MP_SLOT_LIVE);
     run(parent_of_an_orphan_without_a_lock);
     mark_others(MP_SLOT_FREE);
-    CHECK_EQ(self.slots[MP_SLOT_ORPHANS].word & 255u, MP_SLOT_LIVE);
+    CHECK_EQ(mp_slot_state_of(self.slots[MP_SLOT_ORPHANS].word), MP_SLOT_LIVE);
     atomic_store(&self.slots[MP_SLOT_ORPHANS].pid, 0); /* for the test's own end */
     survive();
     close_store();
@@ -282,7 +282,7 @@ static void without_a_slot_views_stay_valid(void) {
     mark_others(MP_SLOT_LIVE);
     run(parent_of_an_orphan);
     mark_others(MP_SLOT_FREE);
-    CHECK_EQ(self.slots[MP_SLOT_ORPHANS].word & 255u, MP_SLOT_LIVE);
+    CHECK_EQ(mp_slot_state_of(self.slots[MP_SLOT_ORPHANS].word), MP_SLOT_LIVE);
     survive(); /* reaps the orphans' slot, too */
     close_store();
 }
@@ -315,7 +315,7 @@ static void an_orphan_comes_while_others_are_reaped(void) {
         CHECK_EQ(mp_reap(&self, slot, atomic_load(&self.slots[slot].word)), MP_OK);
         CHECK(failpoint_hook == NULL);
         CHECK(member.fork_slot >= MP_SLOT_ORPHANS);
-        CHECK_EQ(self.slots[slot].word & 255u, MP_SLOT_FREE);
+        CHECK_EQ(mp_slot_state_of(self.slots[slot].word), MP_SLOT_FREE);
         CHECK(orphans_pin(member.fork_slot)); /* what the child views is not given away */
         mp_fork_parent(&member);
         CHECK_EQ(mp_reap_dead(&self), 1); /* there was no child */
@@ -360,7 +360,7 @@ static void a_member_that_could_not_leave_is_reaped(void) {
     mp_drop_all(&member);
     mp_release_slot(&member);
     mp_unlock(&self);
-    CHECK_EQ(self.slots[slot].word & 255u, MP_SLOT_LIVE);
+    CHECK_EQ(mp_slot_state_of(self.slots[slot].word), MP_SLOT_LIVE);
     CHECK_EQ(mp_state(&self, entry, id >> 16), MP_OK);
     CHECK_EQ(mp_reap_dead(&self), 1);
     CHECK_EQ(mp_state(&self, entry, id >> 16), MP_NOT_FOUND);

@@ -37,7 +37,7 @@ static bool lock_birth(int fd, uint32_t slot, short type) {
     return fd >= 0 && fcntl(fd, F_OFD_SETLK, &lock) == 0;
 }
 
-static bool is_free(mp_member *m, uint32_t slot) { return (atomic_load(&m->slots[slot].word) & 255u) == MP_SLOT_FREE; }
+static bool is_free(mp_member *m, uint32_t slot) { return mp_slot_state_of(atomic_load(&m->slots[slot].word)) == MP_SLOT_FREE; }
 
 static void mark_reserved(mp_member *m, uint32_t slot, uint32_t pid) {
     m->fork_slot = slot;
@@ -72,7 +72,7 @@ static bool reserve_unlocked(mp_member *m) {
  * Of an orphan without a lock nobody can tell when it ends: from then on what is viewed there stays until the store ends. */
 static bool join_orphans(mp_member *m, uint32_t slot) {
     uint64_t word = atomic_load(&m->slots[slot].word);
-    if ((word & 255u) == MP_SLOT_REAPING) return false;
+    if (mp_slot_state_of(word) == MP_SLOT_REAPING) return false;
     m->fork_slot = slot;
     if (!lock_birth(m->fork_fd, slot, F_RDLCK)) atomic_store(&m->slots[slot].pid, MP_PID_UNSEEN);
     return mp_slot_change(m, slot, word, MP_SLOT_LIVE);
@@ -81,7 +81,8 @@ static bool join_orphans(mp_member *m, uint32_t slot) {
 /* A try fails if the other slot has begun to be reaped just then, or another orphan has come: that goes on. */
 static void join_some_orphans(mp_member *m) {
     m->fork_slot = MP_SLOT_ORPHANS;
-    for (uint32_t tries = 0; tries < JOINS_MAX && !join_orphans(m, MP_SLOT_ORPHANS + tries % 2);) tries++;
+    for (uint32_t tries = 0; tries < JOINS_MAX; tries++)
+        if (join_orphans(m, MP_SLOT_ORPHANS + tries % 2)) return;
 }
 
 static void copy_bits(mp_member *m) {

@@ -160,6 +160,7 @@ mp_code mp_guard_slot(mp_member *m);          /* the same, and takes a lost byte
 void mp_slot_adopt(mp_member *m, uint32_t slot); /* RESERVED for this process by its parent: LIVE */
 void mp_slot_mark(mp_member *m, uint32_t slot, enum mp_slot_state state); /* the next generation */
 bool mp_slot_change(mp_member *m, uint32_t slot, uint64_t word, enum mp_slot_state state); /* the same, if it has that word */
+static inline enum mp_slot_state mp_slot_state_of(uint64_t word) { return (enum mp_slot_state)(word & 255u); }
 /* Orphans of fork own none. */
 static inline bool mp_owns_slot(const mp_member *m) {
     return m->slot < MP_SLOT_ORPHANS && atomic_load(&m->slots[m->slot].word) == m->slot_word;

@@ -16,7 +16,6 @@
 #define SCAN_STEP 2048u /* entries looked at, and perhaps freed, in one hold of the mutex */
 
 static uint64_t slot_word(uint64_t generation, enum mp_slot_state state) { return generation << 8 | state; }
-static enum mp_slot_state slot_state(uint64_t word) { return (enum mp_slot_state)(word & 255u); }
 
 typedef struct identity {
     uint64_t start_time;
@@ -66,8 +65,8 @@ static mp_code take_over(mp_member *m, uint32_t index, uint64_t *word) {
     mp_code code = mp_lock(m, -1);
     if (code != MP_OK) return code;
     uint64_t now = atomic_load(&m->slots[index].word);
-    if (slot_state(now) != MP_SLOT_FREE && now >> 8 != *word >> 8) code = MP_NO_SLOT; /* a fork's, since somebody freed it */
-    else if (slot_state(now) != MP_SLOT_FREE) mp_slot_mark(m, index, MP_SLOT_REAPING);
+    if (mp_slot_state_of(now) != MP_SLOT_FREE && now >> 8 != *word >> 8) code = MP_NO_SLOT; /* a fork's, since somebody freed it */
+    else if (mp_slot_state_of(now) != MP_SLOT_FREE) mp_slot_mark(m, index, MP_SLOT_REAPING);
     m->slot_word = *word = atomic_load(&m->slots[index].word);
     mp_unlock(m);
     return code;
@@ -79,7 +78,7 @@ static bool has_process(mp_member *m, uint32_t index, uint64_t word) {
     uint32_t pid = atomic_load(&slot->pid); /* before the start time, which is written before it */
     if (pid == MP_PID_UNSEEN) return true; /* perhaps there is a child, and nothing but this keeps what it reads */
     if (atomic_load(&slot->word) != word) return true; /* it has come meanwhile, and has put its pid there */
-    if (slot_state(word) != MP_SLOT_LIVE || index >= MP_SLOT_ORPHANS) return false; /* a reserved slot has none yet */
+    if (mp_slot_state_of(word) != MP_SLOT_LIVE || index >= MP_SLOT_ORPHANS) return false; /* a reserved slot has none yet */
     return m->system->process_alive(m, pid, atomic_load(&slot->start_time));
 }
 
@@ -89,15 +88,15 @@ static mp_code claim_locked(mp_member *m, uint32_t index) {
     uint64_t word = atomic_load(&slot->word);
     mp_code code = MP_OK;
     m->slot = index;
-    if (slot_state(word) != MP_SLOT_FREE) {
+    if (mp_slot_state_of(word) != MP_SLOT_FREE) {
         if ((m->system->slot_locked(m, index) & MP_LOCK_BIRTH) || has_process(m, index, word)) return MP_NO_SLOT;
         code = take_over(m, index, &word);
-        if (code == MP_OK && slot_state(word) != MP_SLOT_FREE) code = mp_reap(m, index, word);
+        if (code == MP_OK && mp_slot_state_of(word) != MP_SLOT_FREE) code = mp_reap(m, index, word);
     }
     identity self = identify();
     if (code == MP_OK) code = mp_lock(m, -1);
     if (code != MP_OK) return code;
-    if (slot_state(atomic_load(&slot->word)) == MP_SLOT_FREE) { /* no fork has reserved it meanwhile */
+    if (mp_slot_state_of(atomic_load(&slot->word)) == MP_SLOT_FREE) { /* no fork has reserved it meanwhile */
         sign(slot, &self);
         atomic_store(&slot->pid, self.pid);
         mp_slot_mark(m, index, MP_SLOT_LIVE);
@@ -114,7 +113,7 @@ mp_code mp_claim_slot(mp_member *m) {
     uint32_t pid = (uint32_t)getpid();
     for (uint32_t index = 0; index < MP_SLOT_ORPHANS; index++) {
         /* another member of this very process: our own lock would not conflict with its lock */
-        if (slot_state(atomic_load(&m->slots[index].word)) == MP_SLOT_LIVE && atomic_load(&m->slots[index].pid) == pid) continue;
+        if (mp_slot_state_of(atomic_load(&m->slots[index].word)) == MP_SLOT_LIVE && atomic_load(&m->slots[index].pid) == pid) continue;
         int rc = m->system->lock_slot(m, index);
         if (rc == EAGAIN) continue;
         if (rc != 0) {
@@ -150,7 +149,7 @@ mp_code mp_guard_slot(mp_member *m) {
  * slot means that the owner of this very word is gone. */
 bool mp_slot_dead(mp_member *m, uint32_t index, uint64_t *word) {
     *word = atomic_load(&m->slots[index].word);
-    if (slot_state(*word) == MP_SLOT_FREE || m->system->slot_locked(m, index)) return false;
+    if (mp_slot_state_of(*word) == MP_SLOT_FREE || m->system->slot_locked(m, index)) return false;
     return !has_process(m, index, *word);
 }
 
@@ -220,7 +219,7 @@ static mp_code mark_reaping(mp_member *m, uint32_t slot, uint64_t *word) {
     mp_code code = mp_lock(m, -1);
     if (code != MP_OK) return code;
     uint64_t seen = *word, reaping = slot_word(seen >> 8, MP_SLOT_REAPING);
-    bool later = slot >= MP_SLOT_ORPHANS && slot_state(atomic_load(&m->slots[slot ^ 1].word)) == MP_SLOT_REAPING;
+    bool later = slot >= MP_SLOT_ORPHANS && mp_slot_state_of(atomic_load(&m->slots[slot ^ 1].word)) == MP_SLOT_REAPING;
     if (later || !atomic_compare_exchange_strong(&m->slots[slot].word, &seen, reaping))
         code = MP_NOT_FOUND;
     else {

@@ -14,7 +14,7 @@
 
 #define LAPSE_NS 250000000ull
 
-static bool waits(const mp_slot *s) { return (atomic_load(&s->word) & 255u) == MP_SLOT_LIVE && s->ticket != 0; }
+static bool waits(const mp_slot *s) { return mp_slot_state_of(atomic_load(&s->word)) == MP_SLOT_LIVE && s->ticket != 0; }
 
 /* The member with the oldest ticket of those that are renewed and still need something. */
 static void choose_first(mp_member *m, uint64_t now) {

@@ -188,7 +188,7 @@ static void check_bits(check *c, uint32_t i) {
     for (uint32_t slot = 0; slot < MP_SLOTS; slot++) {
         bool held = atomic_load(mp_holder_word(e, slot)) & mp_bit(slot);
         bool pinned = atomic_load(mp_pin_word(e, slot)) & mp_bit(slot);
-        if ((held || pinned) && (atomic_load(&m->slots[slot].word) & 255u) == MP_SLOT_FREE)
+        if ((held || pinned) && mp_slot_state_of(atomic_load(&m->slots[slot].word)) == MP_SLOT_FREE)
             fault(c, "entry %u is %s by slot %u, which is free", i, held ? "held" : "pinned", slot);
     }
 }
