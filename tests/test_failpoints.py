@@ -308,7 +308,11 @@ OPERATIONS = [
     Operation(shrink, with_objects, {"shrink.planned", "shrink.punched", "arena.punched.marked"}),
     Operation(finish, with_refused_memory, {"unfinished.taken", "shrink.punched", "arena.punched.marked"}),
     Operation(restore_in_vain, with_spilled, {"restore.begun", "restore.failed"}),
-    Operation(move, with_sparse_blocks, {"move.evicting", "move.copied", "move.stored", "move.moved"}),
+    Operation(
+        move,
+        with_sparse_blocks,
+        {"move.planned", "move.evicting", "move.copied", "move.stored", "move.moved"},
+    ),
     Operation(lose, with_files_of_its_own, {"restore.begun", "bury.place", "place.freed"}),
     Operation(tidy, with_dead, {"reap.marked", "reap.entry", "reap.restore", "reap.done"}),
     Operation(reclaim, with_sparse_files, {"place.move.decided", "segment.punched"}),

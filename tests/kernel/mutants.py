@@ -309,6 +309,7 @@ MUTANTS: Final = (
         "mp_lock(m, -1), mp_arena_punched(m, run), mp_unlock(m);\n    mp_code code = mp_arena_punch(m, run) == 0 ?",
     ),
     Mutant("a move ignores pins", "moving.c", "bool pinned = mp_pinned(e);", "bool pinned = false;"),
+    Mutant("a mover trusts the span of an object that is gone", "moving.c", "!mp_has_extent(e) || ", ""),
     Mutant(
         "a move is true before it is made",
         "moving.c",

@@ -2,6 +2,7 @@
  */
 #define _GNU_SOURCE
 #include <pthread.h>
+#include <setjmp.h>
 #include <string.h>
 
 #include "failpoint_page.h"
@@ -250,6 +251,49 @@ static void nobody_reads_in_the_middle(void) {
     close_store();
 }
 
+/* --- a rebuild between the plan and the moves --- */
+
+static jmp_buf grave;
+
+static void dies(const char *name) {
+    if (strcmp(name, "bury.extent") == 0) longjmp(grave, 1);
+}
+
+/* b dies with the mutex, while it takes apart what the mover has counted on. Whoever comes next makes the spans anew,
+ * far fewer ones: those of before are still to be read behind them. */
+static void dies_and_is_repaired(const char *name) {
+    if (strcmp(name, "move.planned") != 0) return;
+    failpoint_hook = dies;
+    if (setjmp(grave) == 0) CHECK_EQ(mp_delete(&b, watched.entry, watched.birth), MP_NOT_FOUND);
+    failpoint_hook = NULL;
+    CHECK_EQ(mp_rebuild(&a), MP_OK);
+    mp_unlock(&a);
+    fixture_check(&a);
+    seen++;
+}
+
+/* Of runs of three pages two side by side stay in a block that has room for a third, and one in a block of its own. */
+static void the_mover_knows_a_run_that_is_gone(void) {
+    enum { RUNS = 300, ALONE = 100 };
+    open_store();
+    for (uint32_t i = 0; i < RUNS; i++) objects[i] = make(12000);
+    uint32_t i = RUNS - 8, alone = ALONE;
+    while (offset_of(objects[i]) / MP_PAGE % MP_BLOCK_PAGES != 6) i--;
+    while (offset_of(objects[alone]) / MP_PAGE % MP_BLOCK_PAGES > 13) alone++;
+    for (uint32_t k = 0; k < RUNS; k++)
+        if (k != i && k != i - 1 && k != alone) drop(objects[k]);
+    watched = objects[i];
+    seen = 0;
+    failpoint_hook = dies_and_is_repaired;
+    (void)mp_empty_blocks(&a, MP_BLOCK);
+    failpoint_hook = NULL;
+    CHECK_EQ(seen, 1);
+    fixture_check(&a);
+    verify(objects[i - 1]);
+    verify(objects[alone]);
+    close_store();
+}
+
 /* --- readers and putters beside a mover --- */
 
 static _Atomic bool stop;
@@ -296,6 +340,7 @@ int main(int argc, char **argv) {
     RUN(only_what_is_resident_moves);
     RUN(a_pin_that_comes_in_between_wins);
     RUN(nobody_reads_in_the_middle);
+    RUN(the_mover_knows_a_run_that_is_gone);
     RUN(readers_see_whole_values);
     return 0;
 }

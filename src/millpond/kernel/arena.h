@@ -56,6 +56,12 @@ static inline uint32_t mp_block_state(const mp_member *m, uint32_t block) {
     return MP_COMMIT_STATE(mp_commit_word(m, block));
 }
 
+/* Mutex held. Of an entry without an extent neither offset nor span mean anything. */
+static inline bool mp_has_extent(const mp_entry *e) {
+    uint64_t control = atomic_load_explicit(&e->control, memory_order_relaxed);
+    return e->extent == 1 && mp_owns_extent(mp_state_of(control));
+}
+
 /* Items of the pool of spans that could be taken. */
 static inline uint32_t mp_span_left(const mp_member *m) {
     const mp_pool *pool = &m->header->pool_spans;

@@ -16,11 +16,6 @@ static uint32_t entries_high(const mp_member *m) {
     return high < m->geometry.entries ? high : m->geometry.entries;
 }
 
-static bool owns_extent(mp_entry *e) {
-    uint64_t control = atomic_load_explicit(&e->control, memory_order_relaxed);
-    return e->extent == 1 && mp_owns_extent(mp_state_of(control));
-}
-
 /* --- rebuild --- */
 
 /* Empty caches over blank slab records; committed_blocks is counted here. */
@@ -170,7 +165,7 @@ mp_code mp_arena_rebuild(mp_member *m) {
     MP_FAILPOINT("arena.rebuild.forgotten");
     uint32_t high = entries_high(m);
     for (uint32_t i = 1; i < high; i++)
-        if (owns_extent(&m->entries[i]) && !adopt(m, &m->entries[i])) return mp_arena_corrupted(m);
+        if (mp_has_extent(&m->entries[i]) && !adopt(m, &m->entries[i])) return mp_arena_corrupted(m);
     MP_FAILPOINT("arena.rebuild.adopted");
     return sweep_blocks(m) ? mp_arena_outcome(m) : mp_arena_corrupted(m);
 }
@@ -350,7 +345,7 @@ static void check_entries(inspection *c) {
     uint32_t high = entries_high(c->m);
     for (uint32_t i = 1; i < high; i++) {
         mp_entry *e = &c->m->entries[i];
-        if (!owns_extent(e)) continue;
+        if (!mp_has_extent(e)) continue;
         expect(c, entry_matches(c->m, e), "the extent of an entry is not what the arena has there", i);
         if (atomic_load(&e->size) > MP_SMALL_MAX) runs++;
         else slots++;

@@ -244,13 +244,14 @@ static bool find_slot(plan *p, uint32_t class, uint64_t *offset) {
     return false;
 }
 
-/* Mutex held. The span of an entry's run, and how many free pages follow; 0: none, or no such run. */
+/* Mutex held. The span of an entry's run, and how many free pages follow; 0: none, or no such run. An entry that
+ * has lost its extent since it was counted still names a span, and a rebuild leaves what it does not use as it was. */
 static uint32_t look_into(const plan *p, uint32_t entry, uint32_t *span) {
     const mp_member *m = p->m;
     mp_entry *e = &m->entries[entry];
     uint64_t page = atomic_load(&e->offset) / MP_PAGE, pages = mp_extent_bytes(atomic_load(&e->size)) / MP_PAGE;
     *span = e->span;
-    if (!mp_span_is(m, e->span, MP_SPAN_EXTENT, page, pages)) return 0;
+    if (!mp_has_extent(e) || !mp_span_is(m, e->span, MP_SPAN_EXTENT, page, pages)) return 0;
     const mp_span *next = &m->spans[m->spans[e->span].next < m->geometry.spans ? m->spans[e->span].next : 0];
     if (next->used != MP_SPAN_FREE || next->page != page + pages) return 0;
     return next->pages < NEST_MAX ? next->pages : NEST_MAX;
@@ -337,7 +338,9 @@ uint64_t mp_empty_blocks(mp_member *m, uint64_t bytes) {
     if (!p.keys) return 0;
     p.blocks = (block *)(p.keys + p.count);
     p.marks = (uint8_t *)(p.blocks + p.count);
-    if (plan_moves(&p, bytes)) move_all(&p);
+    bool planned = plan_moves(&p, bytes);
+    MP_FAILPOINT("move.planned");
+    if (planned) move_all(&p);
     free(p.nests);
     free(p.keys);
     return p.emptied;
