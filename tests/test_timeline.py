@@ -14,7 +14,7 @@ import pytest
 
 import millpond
 from millpond.observe.timeline import read, summary
-from millpond.store import timeline as recorder
+from millpond.store import recorder
 from millpond.store.ahead import _Work
 from millpond.store.restore import Restore
 from millpond.store.room import Room

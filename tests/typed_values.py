@@ -1,4 +1,4 @@
-"""What `get` copies of values of many types, measured: prints the table of docs/types.md.
+"""What `get` copies of values of many types, measured: prints the table of docs/values.md.
 
 A row is measured with the package that is installed here and left out without it.
 """

@@ -20,15 +20,17 @@ from millpond.errors import (
 )
 from millpond.hot import Draft, ObjectRef, weak_pickling
 from millpond.spill.codec import Codec, register_codec
-from millpond.store.reducers import register_reducer
-from millpond.store.store import Store, connect, load_ref
+from millpond.store.connect import connect, load_ref
+from millpond.store.store import Store
+from millpond.values.reducers import register_reducer
 
 if TYPE_CHECKING:
-    from millpond.store.culprit import Failure
-    from millpond.store.explain import Explanation, Part
-    from millpond.store.info import Holders, ObjectInfo, Stats
-    from millpond.store.serializability import Serializability, inspect_serializability
-    from millpond.store.timeline import timeline
+    from millpond.refcount.holders import Holders
+    from millpond.store.info import ObjectInfo, Stats
+    from millpond.store.recorder import timeline
+    from millpond.values.culprit import Failure
+    from millpond.values.explain import Explanation, Part
+    from millpond.values.serializability import Serializability, inspect_serializability
 
 __version__ = "0.1.0"
 
@@ -67,24 +69,24 @@ __all__ = [
 ]
 
 _LATER = {
-    "Explanation": "explain",
-    "Failure": "culprit",
-    "Holders": "info",
-    "ObjectInfo": "info",
-    "Part": "explain",
-    "Serializability": "serializability",
-    "Stats": "info",
-    "inspect_serializability": "serializability",
-    "timeline": "timeline",
+    "Explanation": "values.explain",
+    "Failure": "values.culprit",
+    "Holders": "refcount.holders",
+    "ObjectInfo": "store.info",
+    "Part": "values.explain",
+    "Serializability": "values.serializability",
+    "Stats": "store.info",
+    "inspect_serializability": "values.serializability",
+    "timeline": "store.recorder",
 }
-"""Public names that no put or get needs, and their modules in `store`: imported when they are first used.
-They are slow to import."""
+"""Public names that no put or get needs, and their modules: imported when they are first used. They are slow
+to import."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"millpond.store.{_LATER[name]}"), name)
+    value = globals()[name] = getattr(import_module(f"millpond.{_LATER[name]}"), name)
     return value
 
 
@@ -93,4 +95,4 @@ def __dir__() -> list[str]:
 
 
 if "MILLPOND_TIMELINE" in environ:
-    import_module("millpond.store.timeline")  # begins to record
+    import_module("millpond.store.recorder")  # begins to record

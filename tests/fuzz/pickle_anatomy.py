@@ -14,7 +14,8 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
-from millpond.store.anatomy import Node, dissect
+from millpond.values.anatomy import dissect
+from millpond.values.node import Node
 
 _SIZES = [64, 128, 256]  # of the buffers out of band
 _VALUES: dict[str, Any] = {

@@ -13,7 +13,7 @@ import numpy as np
 from fuzz.guard import Fence, address_of
 from millpond.integrations.plasma import buffers, objects
 from millpond.integrations.plasma.errors import PlasmaObjectNotFound
-from millpond.store import serialize
+from millpond.values import serialize
 
 
 class PlasmaValue:

@@ -16,7 +16,7 @@ import numpy as np
 from fuzz.guard import Fence, address_of
 from millpond import ObjectRef, Store, hot
 from millpond.errors import StoreCorruptedError
-from millpond.store import anatomy, serialize
+from millpond.values import anatomy, serialize
 from ponds import descriptor_of
 
 _BUFFER_HEAD = 64

@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 import cloudpickle
 
 from millpond import ObjectRef, Store, StoreClosedError, load_ref
-from millpond.store import reducers
+from millpond.values import reducers
 
 __all__ = [
     "SHARE_ABOVE",

@@ -33,8 +33,8 @@ from millpond.integrations.calls import (
     carried,
     check_options,
 )
-from millpond.store import reducers
 from millpond.threads import start
+from millpond.values import reducers
 
 __all__ = ["Future", "MappingExecutor", "ProcessPoolExecutor", "perform"]
 

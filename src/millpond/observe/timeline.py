@@ -1,6 +1,6 @@
 """A recorded timeline, read again: who spent how long on what.
 
-Not here: recording (millpond.store.timeline), drawing (Perfetto).
+Not here: recording (millpond.store.recorder), drawing (Perfetto).
 """
 
 from __future__ import annotations

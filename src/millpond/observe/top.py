@@ -21,7 +21,7 @@ from millpond import MillpondError, ObjectInfo, Stats, Store
 from millpond.hot import load_contained
 from millpond.observe.tables import plain_table
 from millpond.observe.text import format_limit
-from millpond.store.info import Holding
+from millpond.refcount.holders import Holding
 from millpond.units import format_bytes, format_seconds, shortened
 
 ASKED_MAX = 200

@@ -1,8 +1,9 @@
-"""The frozen records in which a store tells about itself: those of `stats()`, `objects()` and `refs()`.
+"""The frozen records in which a store tells about itself: those of `stats()` and `objects()`.
 
 Invariants: plain data, every size in bytes and every time in seconds; a record never changes and
 refers to nothing, so it can be kept, pickled and compared after its store is closed.
-Not here: how the numbers are gathered (inspection.py), how they are shown (`millpond.observe`).
+Not here: how the numbers are gathered (inspection.py), how they are shown (`millpond.observe`), who holds
+what (`millpond.refcount`).
 """
 
 from __future__ import annotations
@@ -103,38 +104,3 @@ class ObjectInfo:
     name: str | None
     site: str | None
     """`file:line` that created it, where the store was told to record that."""
-
-
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """A member that holds or pins an object."""
-
-    pid: int
-    command: str
-
-
-@dataclass(frozen=True, slots=True)
-class InTransit:
-    """A hand-off: a pickled ref that was not loaded yet."""
-
-    pid: int
-    """The process that pickled it."""
-    age_s: float
-    lapses_in_s: float | None
-    """None: never."""
-    deliveries: int
-    """Loads that are left."""
-
-
-@dataclass(frozen=True, slots=True)
-class Holders:
-    """Who keeps one object alive (members, containers, hand-offs, name), and who has it in use (pins)."""
-
-    members: tuple[Holding, ...]
-    """Processes with at least one ref."""
-    pins: tuple[Holding, ...]
-    """Processes with a live view or an operation under way."""
-    containers: tuple[str, ...]
-    """Ids of the objects whose values contain a ref to it, at most 1000."""
-    handoffs: tuple[InTransit, ...]
-    name: str | None

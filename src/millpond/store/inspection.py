@@ -1,7 +1,8 @@
-"""What a store tells about itself: `stats()` and `objects()` from one survey of the table, and `names()`.
+"""What a store tells about itself: `stats()` and `objects()`, from one survey of the table.
 
 Invariants: reads only; figures of neighbouring fields may be a moment apart while others work. The records
 are imported where they are made: no put or get needs them.
+Not here: who holds an object, and names (`millpond.refcount`).
 """
 
 from __future__ import annotations
@@ -11,11 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from millpond import hot
-from millpond.hot import ObjectRef
-from millpond.refcount.handoff import boottime_ns
 
 if TYPE_CHECKING:
-    from millpond.store.info import Holders, ObjectInfo, ObjectState, Stats
+    from millpond.store.info import ObjectInfo, ObjectState, Stats
     from millpond.store.store import Store
 
 _ALIVE = [code for code, text in hot.STATES.items() if text in ("draft", "resident", "spilled")]
@@ -76,44 +75,12 @@ def objects(store: Store) -> list[ObjectInfo]:
     return [_info(store, row, state) for row in store._survey() if (state := _state_of(row)) is not None]
 
 
-def holders(store: Store, ref: ObjectRef) -> Holders:
-    """See `Store.refs`."""
-    from millpond.store.info import Holders, Holding, InTransit
-
-    members = {slot: Holding(pid, command) for slot, pid, command in store._members()}
-    holding, pinning = store._member_bits(ref)
-    now = boottime_ns()
-    return Holders(
-        members=tuple(members[slot] for slot in holding if slot in members),
-        pins=tuple(members[slot] for slot in pinning if slot in members),
-        containers=tuple(_id(store, *key) for key in store._containers(ref)),
-        handoffs=tuple(
-            InTransit(pid, (now - issued) / 1e9, (expiry - now) / 1e9 if expiry else None, deliveries)
-            for pid, issued, expiry, deliveries in store._tokens(ref)
-        ),
-        name=store._name_text(store._name_of(ref)),
-    )
-
-
-def _id(store: Store, entry: int, birth: int) -> str:
-    return f"{store.uuid.hex()}-{entry:x}-{birth:x}"
-
-
-def names(store: Store, prefix: str) -> list[str]:
-    """See `Store.names`."""
-    found: dict[str, None] = {}  # a name that was removed and given again meanwhile may be met twice
-    cursor = 1
-    while cursor:
-        texts, cursor = store._names(cursor)
-        found.update(dict.fromkeys(text for text in texts if text.startswith(prefix)))
-    return list(found)
-
-
 def _info(store: Store, row: np.void, state: ObjectState) -> ObjectInfo:
+    from millpond.refcount.holders import object_id
     from millpond.store.info import ObjectInfo
 
     return ObjectInfo(
-        id=_id(store, int(row["entry"]), int(row["birth"])),
+        id=object_id(store, int(row["entry"]), int(row["birth"])),
         size=int(row["size"]),
         state=state,
         age_s=float(row["age_s"]),

@@ -29,7 +29,7 @@ ENTRIES = 4 << 20
 NAMES = 1 << 20
 SEGMENTS = 1 << 20
 ARENA_MAX = 4 * MEMORY_MAX
-CALLS = "millpond.store.", "millpond.spill.", "millpond.eviction."
+CALLS = tuple(f"millpond.{room}." for room in ("store", "values", "refcount", "spill", "eviction"))
 ENDING_S = 2.0  # for the calls of daemon threads, which the end of their stores ends
 LEAVING_S = 0.5  # a sweep that is missed when leaving is made by whoever creates the next store
 

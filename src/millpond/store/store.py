@@ -3,7 +3,7 @@
 Invariants: a method either does what it says or raises a typed error and leaves everything as it was; the
 slow paths compose `room`, `restore` and the spill writer, and own no rule of their own. Safe to use from
 many threads.
-Not here: the fast paths of put and get (hot.pyx), becoming a member (membership.py).
+Not here: the fast paths of put and get (hot.pyx), becoming a member (membership.py, connect.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import numpy as np
 
 from millpond import hot
 from millpond.errors import (
-    AttachError,
     GetTimeoutError,
     ObjectNotFoundError,
     SpillError,
@@ -29,25 +28,28 @@ from millpond.errors import (
 from millpond.eviction.named import NAMES, name_of, resolve
 from millpond.hot import Code, Core, Draft, Encoded, ObjectRef, Places, Queued, Using
 from millpond.refcount import handoff
+from millpond.refcount.names import names
 from millpond.spill.codec import Codec, compression_of
 from millpond.spill.directory import Directories
 from millpond.spill.reader import SpillReader
 from millpond.spill.reclaim import Reclaimer
 from millpond.spill.sweep import sweep_dead
 from millpond.spill.writer import SpillWriter
-from millpond.store import inspection, membership, peers, serialize
+from millpond.store import inspection, membership, peers
 from millpond.store.cleaner import Cleaner
 from millpond.store.janitor import Janitor
 from millpond.store.options import Options, PathLike, check_lapse, parse_config
 from millpond.store.prefetch import Prefetch
 from millpond.store.restore import Deadline, Restore
 from millpond.store.room import Room
+from millpond.values import serialize
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from millpond.store.explain import Explanation
-    from millpond.store.info import Holders, ObjectInfo, Stats
+    from millpond.refcount.holders import Holders
+    from millpond.store.info import ObjectInfo, Stats
+    from millpond.values.explain import Explanation
 
 KEEP: Any = object()
 """The default of what `configure` may change: leave it as it is."""
@@ -517,13 +519,15 @@ class Store(Core):
 
     def refs(self, ref: ObjectRef) -> Holders:
         """Who keeps an object alive, and who has it in use: members, pins, containers, hand-offs, name."""
+        from millpond.refcount.holders import holders  # slow to import
+
         with Using(self):
-            return inspection.holders(self, self._own(ref))
+            return holders(self, self._own(ref))
 
     def names(self, prefix: str = "") -> Iterator[str]:
         """The names that begin with `prefix`, in no order, as they are now."""
         with Using(self):
-            return iter(inspection.names(self, prefix))
+            return iter(names(self, prefix))
 
     def objects(self) -> Iterator[ObjectInfo]:
         """Every object, one ObjectInfo each."""
@@ -537,60 +541,16 @@ class Store(Core):
         has fields for programs. The value is built as `get` builds it, and dropped; to read its pickle takes
         some microseconds for each object that is copied. Raises what `get`, or `put`, raises.
         """
-        from millpond.store.explain import explain  # slow to import
+        from millpond.values import explain  # slow to import
 
         with Using(self):
-            return explain(self, self._own(what) if isinstance(what, ObjectRef) else what)
+            if not isinstance(what, ObjectRef):
+                return explain.of_encoded(self._encode(what))
+            stored = self._restore.get(self._own(what), Deadline(None), hot.STORED_BYTES)
+            return explain.of_stored(stored, lambda: self._build_private(stored, False))
 
     @property
     def memory_limit(self) -> int:
         """Bytes of shared memory at most."""
         limit: int = self._totals()["memory_limit"]
         return limit
-
-
-def connect(key: str | bytes, *, create: bool = False, **options: Any) -> Store:
-    """Joins the live store with that name or address; twice in a process gives the same Store.
-
-    create: make a store of that name if there is none; `options` are those of `Store`.
-    Raises AttachError saying what was tried and why it failed, StoreBusyError.
-    """
-    if not isinstance(key, str | bytes):
-        raise TypeError(f"a store is found by its name or address, text, not by {key!r}")
-    if options and not create:
-        raise TypeError("options describe a new store: pass create=True with them")
-    checked = Options.check(**options) if create else None
-    with membership.exclusive(key):
-        store = membership.known(key)
-        if store is not None:
-            return store
-        if checked is None or not isinstance(key, str) or membership.exists(key):
-            return Store._join(key)
-        store = Store.__new__(Store)
-        store._start(key, checked)
-        return store
-
-
-def load_ref(data: bytes) -> ObjectRef:
-    """The ref that was exported, or pickled: attaches to its store, takes one delivery of the hand-off.
-
-    Raises ObjectNotFoundError when the object is gone (saying so if the hand-off lapsed), AttachError.
-    """
-    given = handoff.unpack(data)
-    boot_id, now = peers.boot_id(), handoff.boottime_ns()
-    lapsed = handoff.has_lapsed(given, boot_id, now)
-    store = membership.known(given.store)
-    try:
-        store = store or connect(given.store)
-    except AttachError as error:
-        raise handoff.lapsed(given, boot_id, now) if given.boot_id != boot_id else error from None
-    with Using(store):
-        code, ref = store._token_load(given.token, given.nonce, given.entry, given.birth)
-    if ref is None:
-        if code == Code.NOT_FOUND and lapsed:
-            raise handoff.lapsed(given, boot_id, now)
-        raise store._fail(code, f"the object {given.entry:x}-{given.birth:x} of a pickled ref")
-    return ref
-
-
-hot.set_ref_loader(load_ref)

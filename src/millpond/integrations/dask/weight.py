@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from millpond.store import reducers
+from millpond.values import reducers
 
 __all__ = ["buffer_bytes"]
 

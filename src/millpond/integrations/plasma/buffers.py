@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from millpond.errors import SerializationError
-from millpond.store import serialize
+from millpond.values import serialize
 
 if TYPE_CHECKING:
     pyarrow: Any = None

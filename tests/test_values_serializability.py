@@ -12,7 +12,7 @@ import pytest
 
 import millpond
 from millpond import inspect_serializability
-from millpond.store import culprit
+from millpond.values import culprit
 
 
 def paths(value: Any) -> list[str]:

@@ -10,17 +10,11 @@ Not here: what becomes of the run (anatomy.py). A type whose name first comes in
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Union
 
-from millpond.store.opcodes import ARGUMENT_BYTES, CODES, GIVEN_THE_TYPE, KINDS, built_kind, end_of
+from millpond.values.node import Known, Node
+from millpond.values.opcodes import ARGUMENT_BYTES, CODES, GIVEN_THE_TYPE, KINDS, built_kind, end_of
 
-if TYPE_CHECKING:
-    from millpond.store.anatomy import Node
-
-__all__ = ["Known", "skim"]
-
-Known = Union["Node", str, int]
-"""What the memo has: a node, or from a run the name of a type, or where a text or bytes begin."""
+__all__ = ["skim"]
 
 _FIXED = [max(0, ARGUMENT_BYTES.get(code, -1) + 1) for code in range(256)]
 """Bytes of each opcode with its argument; 0: that has a length of its own."""

@@ -22,8 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millpond.errors import SerializationError
-from millpond.store import culprit, serialize
-from millpond.store.serialize import INBAND_MAX, copy_private, dumps, loads
+from millpond.values import culprit, serialize
+from millpond.values.serialize import INBAND_MAX, copy_private, dumps, loads
 
 
 def stored(value: Any) -> tuple[bytes, list[memoryview]]:
@@ -225,7 +225,7 @@ def test_arrays_beside_a_lambda_go_out_of_band() -> None:
 
 PROGRAM = """
 import sys, pickle
-from millpond.store import serialize
+from millpond.values import serialize
 class Task:
     def __init__(self, n): self.n = n
     def double(self): return self.n * 2
@@ -252,7 +252,7 @@ def test_other_programs_can_load_what_main_defines(filler: str) -> None:
 
 def test_cloudpickle_is_not_imported_for_plain_values() -> None:
     program = (
-        "import sys, numpy as np; from millpond.store import serialize\n"
+        "import sys, numpy as np; from millpond.values import serialize\n"
         "serialize.dumps({'a': [np.zeros(9999), 'x'], 'b': (1, 2.0)})\n"
         "sys.exit('cloudpickle' in sys.modules)"
     )

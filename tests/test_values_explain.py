@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 import millpond
 from jobs import Tile, reduce_tile
 from millpond.hot import STORED_BYTES, dumps
-from millpond.store import anatomy
 from millpond.store.restore import Deadline
+from millpond.values import anatomy
+from millpond.values.node import Node
 from ponds import Pond
 
 
@@ -269,7 +270,7 @@ def test_the_tree_has_the_shape_of_the_value(value: Any) -> None:
     root = anatomy.dissect(inband, [buffer.nbytes for buffer in buffers])
     assert root.shared == sum(buffer.nbytes for buffer in buffers)
 
-    def compare(node: anatomy.Node, part: Any) -> None:
+    def compare(node: Node, part: Any) -> None:
         node = node.same or node
         assert node.kind == type(part).__name__
         inside = [inner for _, inner in node.parts]

@@ -1,4 +1,4 @@
-"""Values of other packages: the table in docs/types.md, and what the registered rules give back."""
+"""Values of other packages: the table in docs/values.md, and what the registered rules give back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 import millpond
 from millpond import hot
-from millpond.store import reducers
+from millpond.values import reducers
 from ponds import Pond
 from typed_values import ROWS
 
@@ -47,7 +47,7 @@ def differs(shown: str, measured: str) -> bool:
 
 
 def test_the_table_is_what_is_measured() -> None:
-    page = rows((ROOT / "docs" / "types.md").read_text())
+    page = rows((ROOT / "docs" / "values.md").read_text())
     assert list(page) == [row.label for row in ROWS] and len(page) == len(ROWS)
     script = str(ROOT / "tests" / "typed_values.py")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=True)

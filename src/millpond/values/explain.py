@@ -10,21 +10,19 @@ Not here: how a pickle is taken apart (anatomy.py).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from millpond import hot
-from millpond.hot import INBAND_MAX, ObjectRef
-from millpond.store import serialize
-from millpond.store.restore import Deadline
+from millpond.hot import INBAND_MAX, Encoded
 from millpond.units import format_bytes, format_seconds, shortened
+from millpond.values import serialize
 
 if TYPE_CHECKING:
-    from millpond.store.anatomy import Node
-    from millpond.store.store import Store
+    from millpond.values.node import Node
 
-__all__ = ["Explanation", "Part", "explain"]
+__all__ = ["Explanation", "Part", "of_encoded", "of_stored"]
 
 PARTS_MAX = 500
 ALIKE_MAX = 16
@@ -82,28 +80,22 @@ class Explanation:
         return "\n".join(_screen(self))
 
 
-def explain(store: Store, what: Any) -> Explanation:
-    """See `Store.explain`."""
-    return _of_ref(store, what) if type(what) is ObjectRef else _of_value(store, what)
-
-
-def _of_ref(store: Store, ref: ObjectRef) -> Explanation:
-    stored = store._restore.get(ref, Deadline(None), hot.STORED_BYTES)
+def of_stored(stored: memoryview, build: Callable[[], Any]) -> Explanation:
+    """That of a stored value. stored: all of its bytes; build: does what `get` does once it has them."""
     place = "memory" if isinstance(stored.obj, hot.View) else "private copy"
     kind, inband, sizes = hot.layout(stored, stored.nbytes)
-    seconds = _timed(lambda: store._build_private(stored, False))
-    return _explanation(kind, inband, sizes, stored.nbytes, seconds, place)
+    return _explanation(kind, inband, sizes, stored.nbytes, _timed(build), place)
 
 
-def _of_value(store: Store, value: Any) -> Explanation:
-    encoded = store._encode(value)
+def of_encoded(encoded: Encoded) -> Explanation:
+    """That of a value which is ready to be stored, and is not."""
     kind, inband, sizes = hot.layout(encoded.prefix, encoded.size)
     buffers = [memoryview(buffer).toreadonly() for buffer in encoded.buffers]
     seconds = _timed(lambda: serialize.loads(inband, buffers)) if kind == "pickle" else 0.0
     return _explanation(kind, inband, sizes, encoded.size, seconds, "not stored")
 
 
-def _timed(build: Any) -> float:
+def _timed(build: Callable[[], Any]) -> float:
     """Seconds of one call: the least of a few, if it is quick."""
     best, end = float("inf"), time.perf_counter() + TIMED_S
     for _ in range(5):
@@ -132,7 +124,7 @@ def _explanation(
 
 
 def _parts(kind: str, inband: bytes, sizes: list[int]) -> Iterator[Part]:
-    from millpond.store import anatomy  # seldom needed, and slow to import
+    from millpond.values import anatomy  # seldom needed, and slow to import
 
     if kind == "pickle":
         yield from _Reader().read(anatomy.dissect(inband, sizes))

@@ -15,8 +15,8 @@ import jobs
 import millpond
 from jobs import Tile, rebuild_tile, reduce_tile, register_and_put
 from millpond.hot import dumps
-from millpond.store import reducers
-from millpond.store.serialize import loads
+from millpond.values import reducers
+from millpond.values.serialize import loads
 from ponds import Pond
 from pools import pool
 

@@ -49,7 +49,7 @@ def end_of(data: bytes, at: int) -> int:
 BUILT_BY = {
     "numpy._core.numeric._frombuffer": "ndarray",
     "numpy.core.numeric._frombuffer": "ndarray",
-    "millpond.store.serialize.rebuild_array": "ndarray",
+    "millpond.values.serialize.rebuild_array": "ndarray",
     "millpond.hot.load_contained": "ObjectRef",
     "cloudpickle.cloudpickle._make_function": "function",
     "cloudpickle.cloudpickle.subimport": "module",

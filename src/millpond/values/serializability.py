@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from millpond.hot import weak_pickling
-from millpond.store.culprit import Failure, find_failures
-from millpond.store.serialize import failure
 from millpond.units import shortened
+from millpond.values.culprit import Failure, find_failures
+from millpond.values.serialize import failure
 
 __all__ = ["Serializability", "inspect_serializability"]
 

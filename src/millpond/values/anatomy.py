@@ -14,69 +14,19 @@ import copy
 import pickle
 import reprlib
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from millpond.store.opcodes import CODES, GIVEN_THE_TYPE, KINDS, built_kind, end_of
-from millpond.store.skim import Known, skim
+from millpond.values.node import PARTS_MAX, Known, Node
+from millpond.values.opcodes import CODES, GIVEN_THE_TYPE, KINDS, built_kind, end_of
+from millpond.values.skim import skim
 
-__all__ = ["Node", "dissect"]
+__all__ = ["dissect"]
 
-PARTS_MAX = 1024
-"""Parts of one value that are kept apart; what comes after them is only counted."""
 VALUES_MAX = 50_000
 """Values of one pickle that become nodes; what comes after them is counted by type (skim.py)."""
 SHORT_MAX = 64
 """Runs of so few values are taken apart up to twice that."""
-
-
-_NO_PARTS: list[Any] = []
-_NO_KINDS: Counter[str] = Counter()
-
-
-class Node:
-    """One value in a pickle: `start` to `end` are its bytes in-band, `shared` its bytes out of band.
-
-    kind: the name of its type, or of what builds it, with "()"; "" for memory out of band, "same" for what
-    was met before (`same`). parts: (step of the path, node), at most `PARTS_MAX`; `count`, `kinds` and
-    `shared` are those of all.
-    """
-
-    __slots__ = ("at", "count", "end", "kind", "kinds", "name", "parts", "same", "shared", "start")
-
-    def __init__(self, kind: str, start: int, end: int, shared: int = 0) -> None:
-        self.kind, self.start, self.end, self.shared = kind, start, end, shared
-        self.at = start  # also where a dict's key moves the start
-        self.count = 0
-        self.parts: list[tuple[str, Node]] = _NO_PARTS  # most values are atoms
-        self.kinds: Counter[str] = _NO_KINDS
-        self.same: Node | None = None
-        self.name = ""  # of a global
-
-    @property
-    def copied(self) -> int:
-        """Bytes in-band, those of the parts included."""
-        return self.end - self.start
-
-    def add(self, step: str, part: Node) -> None:
-        """Makes `part` a part of this value."""
-        if not self.count:
-            self.parts, self.kinds = [], Counter()
-        self.count += 1
-        self.kinds[part.kind] += 1
-        self.shared += part.shared
-        if len(self.parts) < PARTS_MAX:
-            self.parts.append((step, part))
-
-    def count_in(self, kinds: list[str], shared: int) -> None:
-        """So many parts more, of which only the types are known."""
-        if not self.count:
-            self.parts, self.kinds = [], Counter()
-        self.count += len(kinds)
-        self.kinds.update(kinds)
-        self.shared += shared
-
 
 _OF_TYPES = ("cloudpickle.cloudpickle._builtin_type", "cloudpickle.cloudpickle._make_skeleton_class")
 _NAMES = {code: name for name, code in CODES.items()}

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import millpond
-from millpond.store import anatomy, serialize
+from millpond.values import anatomy, serialize
+from millpond.values.node import Node
 
 
 class Point:
@@ -41,7 +42,7 @@ VALUES: dict[str, Any] = {
 }
 
 
-def dissected(value: Any, monkeypatch: pytest.MonkeyPatch, nodes: int) -> anatomy.Node:
+def dissected(value: Any, monkeypatch: pytest.MonkeyPatch, nodes: int) -> Node:
     monkeypatch.setattr(anatomy, "VALUES_MAX", nodes)
     inband, buffers = serialize.careful(value)
     return anatomy.dissect(bytes(inband), [memoryview(buffer).nbytes for buffer in buffers])

@@ -1,4 +1,4 @@
-"""The timeline: what each process did when, as spans in one file that Perfetto and chrome://tracing open.
+"""Records a timeline: what each process did when, as spans in one file, for Perfetto and chrome://tracing.
 
 Traced methods stand in for the store's own while a timeline is on; while it is off nothing is longer by an
 instruction. Each span is one write to the end of the file, which all processes share: nothing is merged, and
@@ -25,10 +25,11 @@ from typing import Any
 from millpond import hot, log
 from millpond.hot import ObjectRef
 from millpond.spill.writer import SpillWriter
-from millpond.store import ahead, serialize
+from millpond.store import ahead
 from millpond.store.restore import Restore
 from millpond.store.room import Room
 from millpond.store.store import Store
+from millpond.values import serialize
 
 __all__ = ["timeline"]
 

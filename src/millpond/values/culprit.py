@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from millpond.store import reducers
+from millpond.values import reducers
 
 __all__ = ["Culprit", "Failure", "find_culprit", "find_failures", "told"]
 

@@ -22,8 +22,8 @@ import numpy as np
 
 from millpond.errors import MillpondError, SerializationError
 from millpond.hot import INBAND_MAX, OutOfBand, dumps
-from millpond.store import reducers
 from millpond.units import shortened
+from millpond.values import reducers
 
 __all__ = ["INBAND_MAX", "Pickled", "careful", "copy_private", "dumps", "failure", "loads", "wants_care"]
 
@@ -206,7 +206,7 @@ def _refusal(value: Any, error: Exception) -> SerializationError:
         return SerializationError(
             "value: it is nested too deeply for pickle. Flatten it, or raise sys.setrecursionlimit()"
         )
-    from millpond.store.culprit import find_culprit  # slow to import
+    from millpond.values.culprit import find_culprit  # slow to import
 
     culprit = find_culprit(value, error, failure)
     where = culprit.path if culprit.exact else f"inside {culprit.path}"
@@ -216,7 +216,7 @@ def _refusal(value: Any, error: Exception) -> SerializationError:
 def _reason(cause: Exception) -> str:
     if isinstance(cause, SerializationError):
         return str(cause)
-    from millpond.store.culprit import told
+    from millpond.values.culprit import told
 
     return (
         f"{told(cause)}. Leave it out of the value, or teach its type to pickle (__reduce__, __getstate__, "
