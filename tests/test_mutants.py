@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "kernel"))
-from mutants import MUTANTS, PROGRAMS, Mutant, catchers, mutated
+from mutant_list import MUTANTS, Mutant
+from mutants import PROGRAMS, catchers, mutated
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)

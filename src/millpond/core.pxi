@@ -467,7 +467,7 @@ cdef class Core(Member):
         while nonce == 0:
             nonce = int.from_bytes(os.urandom(8), "little")
         if family:
-            nonce = family << 16 | nonce & 0xFFFF
+            nonce = family << MP_FAMILY_SHIFT | nonce & ((1 << MP_FAMILY_SHIFT) - 1)
         with nogil:
             code = mp_token_issue(&self.m, ref.entry, ref.birth, deliveries, expiry, nonce, &token)
         if code != MP_OK:
@@ -484,16 +484,10 @@ cdef class Core(Member):
         return code, taken(ref, entry, birth) if code == MP_OK else None
 
     def _token_withdraw(self, uint64_t family):
-        """Ends the hand-offs of a family that were not loaded."""
-        cdef uint32_t token, high
-        cdef uint64_t nonce
+        """Ends the hand-offs of a family that were not loaded; behind a stopped process, later."""
         self.ensure_open()
         with nogil:
-            high = mp_tokens_backed(&self.m)
-            for token in range(1, high):
-                nonce = self.m.tokens[token].nonce
-                if nonce >> 16 == family:
-                    mp_token_cancel(&self.m, token, nonce)
+            mp_token_withdraw(&self.m, family)
 
     def _name_set(self, str name not None, ObjectRef ref, bint replace):
         cdef bytes text = name.encode()

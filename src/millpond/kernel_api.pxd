@@ -41,6 +41,7 @@ cdef extern from "kernel.h" nogil:
         MP_BLOCK
         MP_SMALL_MAX
         MP_NAME_MAX
+        MP_FAMILY_SHIFT
         MP_CONFIG_BYTES
         MP_SLOT_FREE
         MP_SLOT_LIVE
@@ -250,7 +251,7 @@ cdef extern from "kernel.h" nogil:
     mp_code mp_token_load(mp_member *m, uint32_t token, uint64_t nonce, uint32_t entry, uint64_t birth)
     mp_code mp_lock(mp_member *m, int64_t timeout_ns)
     void mp_unlock(mp_member *m)
-    void mp_token_cancel(mp_member *m, uint32_t token, uint64_t nonce)
+    mp_code mp_token_withdraw(mp_member *m, uint64_t family)
     uint32_t mp_token_expire(mp_member *m, uint64_t now)
 
     mp_code mp_draft(mp_member *m, uint64_t size, uint32_t *entry, uint64_t *birth, uint64_t *offset)

@@ -389,7 +389,7 @@ static void issue(agent *a) {
         return;
     }
     if (chance(a, 20)) {
-        mp_token_cancel(a->m, token, nonce);
+        CHECK_EQ(mp_token_withdraw(a->m, nonce >> MP_FAMILY_SHIFT), MP_OK);
         return;
     }
     _Atomic uint64_t *slot = a->ground->hand_offs[random_below(&a->random, 16)];

@@ -107,6 +107,8 @@ void begin_rests(rests *begun) {
     begin_restore(&begun->failed, &begun->failed_birth);
     begin_restore(&begun->lost, &begun->lost_birth);
     CHECK_EQ(mp_segment_open(&member, 0, &begun->segment, &id), MP_OK);
+    uint64_t never = UINT64_MAX - 2, nonce = 5ull << MP_FAMILY_SHIFT;
+    CHECK_EQ(mp_token_issue(&member, begun->lost, begun->lost_birth, 1, never, nonce, &begun->token), MP_OK);
     CHECK_EQ(mp_grow(&member, 100000), MP_OK);
     slow.punch = stop_and_punch;
     CHECK_EQ(mp_shrink(&member, MP_BLOCK), 0);
@@ -119,6 +121,7 @@ void begin_rests(rests *begun) {
     CHECK_EQ(mp_restore_end(&member, begun->failed, begun->failed_birth, MP_SPILLED), MP_BUSY);
     CHECK_EQ(mp_restore_end(&member, begun->lost, begun->lost_birth, MP_LOST), MP_BUSY);
     mp_segment_close(&member, begun->segment);
+    CHECK_EQ(mp_token_withdraw(&member, 5), MP_BUSY);
     CHECK_EQ(mp_queue_leave(&member, 100000), MP_BUSY);
     mp_unlock(&member);
     CHECK_EQ(atomic_load(&member.unfinished_count), MP_QUEUED + 1); /* one of each kind */
@@ -131,6 +134,7 @@ void end_rests(const rests *begun) {
     CHECK_EQ(mp_state(&member, begun->failed, begun->failed_birth), MP_IS_SPILLED);
     CHECK_EQ(mp_state(&member, begun->lost, begun->lost_birth), MP_IS_LOST);
     CHECK_EQ(atomic_load(&member.segments[begun->segment].state), MP_SEGMENT_DEAD);
+    CHECK_EQ(atomic_load(&member.tokens[begun->token].nonce), 0);
     for (uint32_t b = 0; b < mp_commit_high(&member); b++)
         CHECK(mp_block_state(&member, b) == MP_NONE || mp_block_state(&member, b) == MP_COMMITTED);
     CHECK_EQ(member.queued, 0);

@@ -35,7 +35,7 @@ void begin_restore(uint32_t *entry, uint64_t *birth);
 
 /* Calls of each kind whose second half finds the mutex taken, and is put off. */
 typedef struct rests {
-    uint32_t failed, lost, segment; /* two restores, a file that is full; memory and a place in the queue are the others */
+    uint32_t failed, lost, segment, token; /* two restores, a file that is full, a hand-off; memory and a place in the queue are the others */
     uint64_t failed_birth, lost_birth;
 } rests;
 void begin_rests(rests *begun);

@@ -154,7 +154,7 @@ static mp_code hand_off(void) {
     mp_code code = mp_token_issue(&member, entry, birth, 1, UINT64_MAX - 2, 5, &token);
     if (code != MP_OK) return code;
     code = mp_token_load(&self, token, 5, entry, birth);
-    if (code != MP_OK) mp_token_cancel(&member, token, 5);
+    if (code != MP_OK) CHECK_EQ(mp_token_withdraw(&member, 0), MP_OK);
     else CHECK_EQ(mp_drop(&self, entry, -1), MP_OK);
     return code;
 }

@@ -446,7 +446,7 @@ static void hand_offs_hold(void) {
     CHECK_EQ(a.tokens[token].deliveries, 1);
     CHECK_EQ(mp_token_load(&b, token, 11, o.entry, o.birth), MP_OK);
     CHECK_EQ(atomic_load(&a.tokens[token].nonce), 0);
-    mp_token_cancel(&a, other, 13); /* not this one */
+    CHECK_EQ(mp_token_withdraw(&a, 13), MP_OK); /* not this one */
     CHECK_EQ(mp_token_expire(&a, SOON - 1), 0);
     mp_drop_all(&b);
     CHECK_EQ(mp_state(&b, o.entry, o.birth), MP_OK);

@@ -196,10 +196,10 @@ static bool hand_off(void) {
 
 static bool take_back(void) {
     uint32_t token, lapses;
-    if (mp_token_issue(&member, entry, birth, 1, UINT64_MAX - 2, 5, &token) != MP_OK) return false;
+    if (mp_token_issue(&member, entry, birth, 1, UINT64_MAX - 2, 5ull << MP_FAMILY_SHIFT, &token) != MP_OK) return false;
     if (mp_token_issue(&member, other, other_birth, 1, 1, 7, &lapses) != MP_OK) return false;
-    mp_token_cancel(&member, token, 5);
-    return mp_token_expire(&member, 2) == 1;
+    bool done = mp_token_withdraw(&member, 5) == MP_OK;
+    return mp_token_expire(&member, 2) == 1 && done;
 }
 
 static bool release_later(void) {

@@ -225,6 +225,52 @@ static void a_place_in_the_queue_is_left(void) {
     end();
 }
 
+/* Hand-offs that never lapse: a family of two, and one of another. */
+static void hand_offs_are_withdrawn(void) {
+    uint32_t entry, token;
+    uint64_t birth, offset;
+    begin();
+    CHECK_EQ(mp_grow(&a, 100), MP_OK);
+    CHECK_EQ(mp_draft(&a, 100, &entry, &birth, &offset), MP_OK);
+    CHECK_EQ(mp_seal(&a, entry, birth), MP_OK);
+    for (uint64_t i = 0; i < 2; i++)
+        CHECK_EQ(mp_token_issue(&a, entry, birth, 1, 0, 3ull << MP_FAMILY_SHIFT | i, &token), MP_OK);
+    CHECK_EQ(mp_token_issue(&a, entry, birth, 1, 0, 4ull << MP_FAMILY_SHIFT, &token), MP_OK);
+    stop();
+    CHECK_EQ(mp_token_withdraw(&a, 3), MP_BUSY);
+    CHECK_EQ(mp_drop(&a, entry, 1000), MP_BUSY);
+    resume();
+    CHECK_EQ(a.entries[entry].tokens, 3);
+    mp_reap_dead(&a);
+    CHECK_EQ(a.entries[entry].tokens, 1);
+    CHECK_EQ(mp_drop(&a, entry, -1), MP_OK);
+    CHECK_EQ(mp_state(&a, entry, birth), MP_OK); /* the other one holds it */
+    CHECK_EQ(mp_token_withdraw(&a, 4), MP_OK);
+    CHECK_EQ(mp_state(&a, entry, birth), MP_NOT_FOUND);
+    end();
+}
+
+/* No janitor comes by any more: what goes with no slot is ended when the member leaves. */
+static void hand_offs_are_withdrawn_by_who_leaves(void) {
+    uint32_t entry, token;
+    uint64_t birth, offset;
+    mp_member leaver;
+    begin();
+    fixture_join(&a, &leaver);
+    leaver.patience_ns = a.patience_ns;
+    CHECK_EQ(mp_grow(&leaver, 100), MP_OK);
+    CHECK_EQ(mp_draft(&leaver, 100, &entry, &birth, &offset), MP_OK);
+    CHECK_EQ(mp_seal(&leaver, entry, birth), MP_OK);
+    CHECK_EQ(mp_token_issue(&leaver, entry, birth, 1, 0, 3ull << MP_FAMILY_SHIFT, &token), MP_OK);
+    stop();
+    CHECK_EQ(mp_token_withdraw(&leaver, 3), MP_BUSY);
+    resume();
+    mp_release_slot(&leaver);
+    CHECK_EQ(mp_state(&a, entry, birth), MP_NOT_FOUND);
+    fixture_leave(&leaver);
+    end();
+}
+
 /* A value on disk that is being restored. */
 static void begin_restore(uint32_t *entry, uint64_t *birth, uint32_t *segment) {
     uint64_t id, offset, size;
@@ -312,6 +358,8 @@ int main(int argc, char **argv) {
     RUN(a_segment_is_closed);
     RUN(another_segment_is_not_closed);
     RUN(a_place_in_the_queue_is_left);
+    RUN(hand_offs_are_withdrawn);
+    RUN(hand_offs_are_withdrawn_by_who_leaves);
     RUN(a_restore_that_failed_is_ended);
     RUN(the_list_is_bounded);
     RUN(a_child_leaves_it_to_its_parent);

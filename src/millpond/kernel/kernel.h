@@ -51,12 +51,12 @@ typedef struct mp_local {
 typedef struct mp_run { uint32_t block, blocks; } mp_run;
 
 /* The rest of a call that met a stopped holder of the mutex: what a member does later, see unfinished.c. */
-enum mp_unfinished_kind { MP_GROWN, MP_NOT_GROWN, MP_PUNCH, MP_NOT_RESTORED, MP_FOUND_LOST, MP_SEGMENT_FULL, MP_QUEUED };
+enum mp_unfinished_kind { MP_GROWN, MP_NOT_GROWN, MP_PUNCH, MP_NOT_RESTORED, MP_FOUND_LOST, MP_SEGMENT_FULL, MP_HAND_OFFS, MP_QUEUED };
 typedef struct mp_unfinished {
     enum mp_unfinished_kind kind;
     uint32_t item;   /* an entry or a segment, */
     mp_run run;      /* or blocks; */
-    uint64_t number; /* its birth or id, or bytes of the queue */
+    uint64_t number; /* its birth or id, bytes of the queue, or a family of hand-offs */
 } mp_unfinished;
 #define MP_UNFINISHED_MAX 32u
 
@@ -190,7 +190,8 @@ void mp_drop_all(mp_member *m);                   /* close: every local ref at o
 mp_code mp_token_issue(mp_member *m, uint32_t entry, uint64_t birth, uint32_t deliveries, uint64_t expiry,
                        uint64_t nonce, uint32_t *token);
 mp_code mp_token_load(mp_member *m, uint32_t token, uint64_t nonce, uint32_t entry, uint64_t birth);
-void mp_token_cancel(mp_member *m, uint32_t token, uint64_t nonce);
+#define MP_FAMILY_SHIFT 16 /* what is above in a nonce says which hand-offs are withdrawn together */
+mp_code mp_token_withdraw(mp_member *m, uint64_t family); /* those not loaded; behind a stopped holder, later */
 uint32_t mp_token_expire(mp_member *m, uint64_t now); /* returns how many lapsed */
 
 /* --- objects.c: the life of an entry --- */

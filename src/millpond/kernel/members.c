@@ -284,7 +284,8 @@ uint32_t mp_reap_dead(mp_member *m) {
 
 void mp_release_slot(mp_member *m) {
     if (m->slot >= MP_SLOT_ORPHANS) return;
-    mp_code code = mp_reap(m, m->slot, m->slot_word); /* does nothing if somebody has reaped us */
+    mp_code code = mp_owns_slot(m) ? mp_finish(m) : MP_OK; /* what does not go with the slot */
+    if (code != MP_BUSY) code = mp_reap(m, m->slot, m->slot_word); /* does nothing if somebody has reaped us */
     /* behind a stopped holder others will; this process may join again, which is no life in this slot */
     if (code != MP_OK && mp_owns_slot(m)) atomic_store(&m->slots[m->slot].pid, 0);
     m->system->unlock_slot(m, m->slot);

@@ -13,6 +13,8 @@
 
 #define BURY_NS 1000000
 
+#define TOKENS_STEP 4096u /* hand-offs looked at in one hold of the mutex */
+
 /* --- pins --- */
 
 void mp_pin(mp_member *m, uint32_t entry, uint64_t unit) {
@@ -308,27 +310,35 @@ mp_code mp_token_load(mp_member *m, uint32_t token, uint64_t nonce, uint32_t ent
     return code;
 }
 
-void mp_token_cancel(mp_member *m, uint32_t token, uint64_t nonce) {
-    if (mp_lock(m, -1) != MP_OK) return;
-    if (token_is(m, token, nonce)) token_free(m, token);
-    mp_unlock(m);
-    mp_undertake(m);
-}
+static bool has_lapsed(const mp_token *t, uint64_t now) { return t->expiry != 0 && t->expiry <= now; }
+static bool is_of(const mp_token *t, uint64_t family) { return atomic_load(&t->nonce) >> MP_FAMILY_SHIFT == family; }
 
-uint32_t mp_token_expire(mp_member *m, uint64_t now) {
-    uint32_t lapsed = 0, cursor = 1;
-    for (uint32_t high = 2; cursor < high;) {
-        if (atomic_load(&m->header->pool_tokens.used) <= 1 || mp_lock(m, -1) != MP_OK) break;
-        high = atomic_load(&m->header->pool_tokens.high);
-        if (high > m->geometry.tokens) high = m->geometry.tokens;
-        for (uint32_t stop = cursor + 4096; cursor < high && cursor < stop; cursor++) {
-            mp_token *t = &m->tokens[cursor];
-            if (!atomic_load(&t->nonce) || t->expiry == 0 || t->expiry > now) continue;
+/* Ends those that it is true of. */
+static mp_code end_tokens(mp_member *m, bool (*ends)(const mp_token *, uint64_t), uint64_t number, uint32_t *ended) {
+    mp_code code = MP_OK;
+    for (uint32_t cursor = 1, high = 2; cursor < high && atomic_load(&m->header->pool_tokens.used) > 1;) {
+        if ((code = mp_lock(m, -1)) != MP_OK) break;
+        high = mp_tokens_backed(m);
+        for (uint32_t stop = cursor + TOKENS_STEP; cursor < high && cursor < stop; cursor++) {
+            if (!atomic_load(&m->tokens[cursor].nonce) || !ends(&m->tokens[cursor], number)) continue;
             token_free(m, cursor);
-            lapsed++;
+            ++*ended;
         }
         mp_unlock(m);
     }
     mp_undertake(m);
-    return lapsed;
+    return code;
+}
+
+mp_code mp_token_withdraw(mp_member *m, uint64_t family) {
+    uint32_t ended = 0;
+    mp_code code = end_tokens(m, is_of, family, &ended);
+    if (code == MP_BUSY) mp_put_off(m, (mp_unfinished){.kind = MP_HAND_OFFS, .number = family});
+    return code;
+}
+
+uint32_t mp_token_expire(mp_member *m, uint64_t now) {
+    uint32_t ended = 0;
+    (void)end_tokens(m, has_lapsed, now, &ended);
+    return ended;
 }

@@ -106,7 +106,7 @@
     STEP("T2", "token.issued", held, "a hand-off that is true; nobody has its pickle", "it lapses") \
     STEP("T3", "token.held", held, "the receiver's holder bit, the hand-off not consumed", "reaping clears the bit; the hand-off lapses") \
     STEP("T4", "token.freed", held, "a hand-off consumed, still counted", "rebuild counts") \
-    STEP("U1", "unfinished.taken", free, "what a call of the dead could not end, in the name of its slot", "reaping ends it, as it does what is begun") \
+    STEP("U1", "unfinished.taken", free, "what a call of the dead could not end", "reaping ends it, as it does what is begun; a hand-off lapses") \
     STEP("V1", "reap.marked", free, "a slot in REAPING", "whoever comes by goes on from the start: clearing twice is harmless") \
     STEP("V2", "reap.entry", held, "bits of one entry cleared, the entry not tested", "rebuild and the next reaper test every entry") \
     STEP("V3", "reap.restore", held, "SPILLED, its memory not free yet", "rebuild: memory of no entry is free") \

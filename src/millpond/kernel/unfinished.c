@@ -1,9 +1,9 @@
 /* What a call of ours could not end because a stopped process held the mutex: the rest is done later.
  *
  * Growing, punching, a restore that failed, a segment that is to be closed, a place in the queue: each of them
- * is marked as this member's in the table, so nobody else may end it while this member lives, and the call that
- * meets a stopped holder gives up after a while. It is put off here, and `mp_finish` (which the janitor's reaping
- * begins with) does it once the mutex is to be had.
+ * is marked as this member's in the table, so nobody else may end it while this member lives; and of hand-offs that
+ * are to be withdrawn nobody else knows. A call that meets a stopped holder gives up after a while. Its rest is put
+ * off here, and `mp_finish` (which the janitor's reaping and a member's leaving begin with) does it once the mutex is to be had.
  * Invariants: the list is private and bounded; what it has no room for is left until the member ends, when
  * it is reaped like anything of the dead. A forked child drops it: the marks are its parent's.
  * Not here: decrements of refs and burials, which are put off in ways of their own (refs.c).
@@ -44,6 +44,7 @@ static mp_code finish(mp_member *m, const mp_unfinished *what) {
     case MP_NOT_RESTORED: return mp_restore_end(m, what->item, what->number, MP_SPILLED);
     case MP_FOUND_LOST: return mp_restore_end(m, what->item, what->number, MP_LOST);
     case MP_SEGMENT_FULL: return mp_segment_end(m, what->item, what->number);
+    case MP_HAND_OFFS: return mp_token_withdraw(m, what->number);
     default: return mp_queue_leave(m, what->number);
     }
 }
