@@ -31,7 +31,9 @@ from explorer.program import (
     MUTEX,
     PINS_MUTEX,
     REFS_MUTEX,
+    Await,
     AwaitDeath,
+    AwaitOthers,
     IsDead,
     Jump,
     Let,
@@ -275,6 +277,15 @@ class Machine:
                 other = state.threads[victim]
                 if other.at == DEAD and self.quiet(other.private):
                     yield memory, moved(self.learn(private, other.private))
+            case AwaitOthers():
+                if all(i == number or self._is_over(i, other) for i, other in enumerate(state.threads)):
+                    for other in state.threads:
+                        private = self.learn(private, other.private)
+                    yield memory, moved(private)
+
+    def _is_over(self, number: int, thread: Thread) -> bool:
+        ended = thread.at == DEAD or thread.at >= len(self._programs[number].steps)
+        return ended and self.quiet(thread.private)
 
     def _lock(
         self, state: State, number: int, private: Any, at: int, moved: Callable[..., Thread]
@@ -293,7 +304,7 @@ class Machine:
         values = {name: self.latest(state.memory, i) for name, i in self._index.items()}
         for program, thread in zip(self._programs, state.threads, strict=True):
             unfinished = thread.at != DEAD and thread.at < len(program.steps)
-            if unfinished and not isinstance(program.steps[thread.at], AwaitDeath):
+            if unfinished and not isinstance(program.steps[thread.at], Await):
                 self._faults.add(
                     f"{program.name}: waits for ever at {type(program.steps[thread.at]).__name__.lower()}"
                 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from explorer import holds, pins, rewrites, scenarios, segments, slots, waits
+from explorer import holds, orphans, pins, rewrites, scenarios, segments, slots, waits
 from explorer.machine import Machine, StoreBuffers, Views
 from explorer.scenarios import Build
 
@@ -99,6 +99,19 @@ MUTANTS: Final = (
     Mutant("who claims does not compare the generation", slots.fork_without_a_lock, BOTH),
     Mutant("who reaps takes what is unseen for dead", slots.fork_without_a_lock, BOTH),
     Mutant("what is reaped is not compared with the word", slots.fork_without_a_lock, BOTH),
+    Mutant("an orphan locks behind its word", orphans.orphans_beside_a_reaper, BOTH),
+    Mutant("an orphan comes where somebody reaps", orphans.orphans_beside_a_reaper, BOTH),
+    Mutant("a try that failed leaves its lock", orphans.orphans_beside_a_reaper, BOTH),
+    Mutant("an orphan comes in the generation that is there", orphans.orphans_beside_a_reaper, BOTH),
+    Mutant("an orphan does not compare the word", orphans.orphans_beside_a_reaper, BOTH),
+    Mutant("an orphan with a lock stands for one without", orphans.orphan_without_a_lock, BOTH),
+    Mutant("an orphan without a lock leaves no mark", orphans.orphan_without_a_lock, BOTH),
+    Mutant(
+        "what is reaped of orphans is not compared with the word",
+        orphans.reaper_of_orphans_that_is_killed,
+        BOTH,
+    ),
+    Mutant("both slots of orphans are reaped at once", orphans.reaper_of_orphans_that_is_killed, BOTH),
     Mutant("who waits counts itself relaxed", waits.waits_for_an_event, C11),
     Mutant("who waits looks before it counts itself", waits.waits_for_an_event, C11),
     Mutant("who wakes bumps relaxed", waits.waits_for_an_event, C11),

@@ -91,6 +91,11 @@ class AwaitDeath:
 
 
 @dataclass(frozen=True)
+class AwaitOthers:
+    """Goes on when all others are dead, or have come to their ends."""
+
+
+@dataclass(frozen=True)
 class IsDead:
     """What the system says of thread number `victim`, and with it of the locks that it had."""
 
@@ -118,7 +123,8 @@ class Require:
     text: str
 
 
-Step = Load | Store | Update | Lock | Unlock | Sleep | AwaitDeath | IsDead | Let | Jump | Require
+Await = AwaitDeath | AwaitOthers
+Step = Load | Store | Update | Lock | Unlock | Sleep | Await | IsDead | Let | Jump | Require
 LOCAL = (Let, Jump, Require)
 
 
@@ -165,6 +171,9 @@ class Program:
 
     def await_death(self, victim: int) -> None:
         self.steps.append(AwaitDeath(victim))
+
+    def await_others(self) -> None:
+        self.steps.append(AwaitOthers())
 
     def is_dead(self, register: str, victim: int) -> None:
         self.steps.append(IsDead(register, victim))

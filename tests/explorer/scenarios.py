@@ -18,6 +18,11 @@ from explorer.holds import (
     large_put_beside_small_ones,
 )
 from explorer.machine import Scenario
+from explorer.orphans import (
+    orphan_without_a_lock,
+    orphans_beside_a_reaper,
+    reaper_of_orphans_that_is_killed,
+)
 from explorer.pins import threads_against_delete, threads_against_evict
 from explorer.program import Program, Registers
 from explorer.protocols import (
@@ -306,5 +311,8 @@ SCENARIOS: Final[tuple[Build, ...]] = (
     rewriter_taken_for_dead,
     fork_beside_a_claim,
     fork_without_a_lock,
+    orphans_beside_a_reaper,
+    orphan_without_a_lock,
+    reaper_of_orphans_that_is_killed,
     waits_for_an_event,
 )

@@ -1,13 +1,14 @@
 """A member's slot: claimed, reaped, reserved for a child of fork, adopted by it, with and without locks.
 
 There is one slot. At the start a process has it that is dead, as its locks are free; a pin of it is
-left. Whoever forks has a view, which its child must keep. A word is the generation, times four, and a
+left. Whoever forks has a view, which its child must keep. A word is the generation, times eight, and a
 state; a pid is 0, UNSEEN, that of the dead one, or a thread's number and one. Locks are files of the
 system, so they go with their process.
 That the birth lock is looked at before the byte lock, and the word once more behind the pid, spares
 a reaper work; what keeps it from a living child is that each of its holds compares the word, so
 neither is a mutant.
-Not here: entries, which are reaped one by one (`protocols`), segments (`segments`), the slot of orphans.
+Not here: entries, which are reaped one by one (`protocols`), segments (`segments`), slots that orphans
+share (`orphans`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from explorer.machine import Scenario
 from explorer.program import Program, Registers
 from explorer.protocols import NONE, Changes
 
-FREE, RESERVED, LIVE, REAPING = range(4)
+FREE, RESERVED, LIVE, REAPING, KEPT = range(5)
 UNSEEN: Final = 9
 PREDECESSOR: Final = 8
 """The pid of the process that is dead at the start."""
@@ -28,18 +29,23 @@ PARENTS, CHILDS = 1, 2
 """Who has a copy of the descriptor with the birth lock."""
 
 
-def _state(word: int) -> int:
-    return word % 4
+def state_of(word: int) -> int:
+    return word % 8
 
 
-def _same_but(word: int, state: int) -> int:
-    return word - word % 4 + state
+def with_state(word: int, state: int) -> int:
+    return word - word % 8 + state
+
+
+def next_word(word: int, state: int) -> int:
+    """A generation more."""
+    return with_state(word, state) + 8
 
 
 def _mark(p: Program, state: int) -> None:
     """`mp_slot_mark`: a generation more."""
     p.load("old", "word")
-    p.swap("word", lambda r: r["old"], lambda r: _same_but(r["old"], state) + 4, "seen")  # slot.mark
+    p.swap("word", lambda r: r["old"], lambda r: next_word(r["old"], state), "seen")  # slot.mark
 
 
 # --- what is asked of the system ---
@@ -66,7 +72,7 @@ def _has_process(p: Program, to: str, unseen_is_dead: bool) -> None:
         p.jump(to, lambda r: r["pid"] == UNSEEN)
     p.load("now", "word")
     p.jump(to, lambda r: r["now"] != r["word"])
-    p.jump(dead, lambda r: _state(r["word"]) != LIVE)
+    p.jump(dead, lambda r: state_of(r["word"]) != LIVE)
     p.is_dead("child gone", CHILD)  # process_alive
     p.jump(to, lambda r: r["pid"] == CLAIMER + 1 or (r["pid"] == CHILD + 1 and not r["child gone"]))
     p.label(dead)
@@ -80,7 +86,7 @@ def fork(changes: Changes = NONE, locks: bool = True) -> Program:
     p = Program("fork")
     p.lock()
     p.load("word", "word")
-    p.jump("none", lambda r: _state(r["word"]) != FREE)
+    p.jump("none", lambda r: state_of(r["word"]) != FREE)
     if locks:
         _locked(p)
         p.jump("none", lambda r: r["locked"] == 1)
@@ -143,15 +149,15 @@ def claim(changes: Changes = NONE) -> Program:
     )
     p.jump("end", lambda r: r["byte"] != 0 and not (r["byte"] == CHILD + 1 and r["child gone"]))
     p.load("word", "word")  # slot.locked
-    p.jump("clear", lambda r: _state(r["word"]) == FREE)
+    p.jump("clear", lambda r: state_of(r["word"]) == FREE)
     _locked(p, birth_only=True)
     p.jump("unlock", lambda r: r["locked"] == 1)
     _has_process(p, "unlock", "who claims takes what is unseen for dead" in changes)
     p.lock()  # take_over
     p.load("now", "word")
-    p.let("taken", lambda r: int(_state(r["now"]) != FREE))
+    p.let("taken", lambda r: int(state_of(r["now"]) != FREE))
     if "who claims does not compare the generation" not in changes:
-        p.jump("other", lambda r: r["taken"] == 1 and r["now"] // 4 != r["word"] // 4)
+        p.jump("other", lambda r: r["taken"] == 1 and r["now"] // 8 != r["word"] // 8)
     p.jump("free by now", lambda r: r["taken"] == 0)
     _mark(p, REAPING)
     p.label("free by now")
@@ -162,7 +168,7 @@ def claim(changes: Changes = NONE) -> Program:
     p.label("clear")
     p.lock()
     p.load("now", "word")
-    p.jump("other", lambda r: _state(r["now"]) != FREE and "a slot is claimed unseen" not in changes)
+    p.jump("other", lambda r: state_of(r["now"]) != FREE and "a slot is claimed unseen" not in changes)
     p.store("pid", CLAIMER + 1)
     _mark(p, LIVE)
     p.let("claimed", 1)
@@ -180,7 +186,7 @@ def reap_dead(changes: Changes = NONE) -> Program:
     """`mp_slot_dead`, `mp_reap`."""
     p = Program("reap")
     p.load("word", "word")
-    p.jump("end", lambda r: _state(r["word"]) == FREE)
+    p.jump("end", lambda r: state_of(r["word"]) == FREE)
     _locked(p)
     p.jump("end", lambda r: r["locked"] == 1)
     _has_process(p, "end", "who reaps takes what is unseen for dead" in changes)
@@ -200,7 +206,7 @@ def _reap(p: Program, changes: Changes) -> None:
 
     p.lock()  # mark_reaping
     p.let("seen", lambda r: r["word"])
-    p.let("word", lambda r: _same_but(r["word"], REAPING))
+    p.let("word", lambda r: with_state(r["word"], REAPING))
     p.swap("word", lambda r: r["seen"], lambda r: r["word"], "now")
     p.jump(f"{end}, unlock", lambda r: r["now"] != r["seen"])
     p.unlock()  # reap.marked
@@ -212,7 +218,7 @@ def _reap(p: Program, changes: Changes) -> None:
     p.unlock()
     hold()  # free_slot
     p.store("pid", 0)
-    p.store("word", lambda r: _same_but(r["word"], FREE))
+    p.store("word", lambda r: with_state(r["word"], FREE))
     p.label(f"{end}, unlock")
     p.unlock()
     p.label(end)

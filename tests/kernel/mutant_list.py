@@ -415,8 +415,20 @@ MUTANTS: Final = (
     Mutant(
         "the next orphan with a lock ends the one without",
         "fork.c",
-        "F_RDLCK)) atomic_store(&m->slots[slot].pid, MP_PID_UNSEEN);",
-        "F_RDLCK)) atomic_store(&m->slots[slot].pid, MP_PID_UNSEEN);\n    else atomic_store(&m->slots[slot].pid, 0);",
+        "kept = !locked || mp_slot_state_of(word) == MP_SLOT_KEPT;",
+        "kept = !locked;",
+    ),
+    Mutant(
+        "an orphan without a lock is taken for dead",
+        "members.c",
+        "return mp_slot_state_of(word) == MP_SLOT_KEPT;",
+        "return false;",
+    ),
+    Mutant(
+        "an orphan leaves a lock where it was too late",
+        "fork.c",
+        "    if (locked) lock_birth(m->fork_fd, slot, F_UNLCK);\n",
+        "",
     ),
     Mutant(
         "what half a growth took is forgotten",
@@ -463,8 +475,8 @@ MUTANTS: Final = (
     Mutant(
         "an orphan comes where others are being reaped",
         "fork.c",
-        "    if (mp_slot_state_of(word) == MP_SLOT_REAPING) return false;\n",
-        "",
+        "if (mp_slot_state_of(word) == MP_SLOT_REAPING) m->fork_slot",
+        "if (false) m->fork_slot",
     ),
     Mutant(
         "both slots of orphans are reaped at once",

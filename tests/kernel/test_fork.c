@@ -256,8 +256,8 @@ static void without_slot_and_lock_views_stay_for_ever(void) {
     mark_others(MP_SLOT_LIVE);
     run(parent_of_an_orphan_without_a_lock);
     mark_others(MP_SLOT_FREE);
-    CHECK_EQ(mp_slot_state_of(self.slots[MP_SLOT_ORPHANS].word), MP_SLOT_LIVE);
-    atomic_store(&self.slots[MP_SLOT_ORPHANS].pid, 0); /* for the test's own end */
+    CHECK_EQ(mp_slot_state_of(self.slots[MP_SLOT_ORPHANS].word), MP_SLOT_KEPT);
+    mp_slot_mark(&self, MP_SLOT_ORPHANS, MP_SLOT_LIVE); /* for the test's own end */
     survive();
     close_store();
 }
@@ -329,6 +329,45 @@ static void an_orphan_comes_while_others_are_reaped(void) {
     }
 }
 
+/* Somebody begins to reap the slot that an orphan is about to join, and dies of it. */
+static void reaping_begins(const char *name) {
+    if (strcmp(name, "slot.mark") != 0) return;
+    failpoint_hook = NULL;
+    mp_slot_mark(&self, MP_SLOT_ORPHANS, MP_SLOT_REAPING);
+}
+
+static void an_orphan_that_was_too_late_leaves_no_trace(void) {
+    for (uint32_t locks = 0; locks < 2; locks++) {
+        uint32_t first = MP_SLOT_ORPHANS, second = MP_SLOT_ORPHANS + 1;
+        open_store(4 << 20);
+        become_member(1);
+        uint64_t id = agent_create(&worker, 50000);
+        entry = (uint32_t)(id & 0xffff), birth = id >> 16;
+        CHECK_EQ(mp_view(&member, entry, birth, &offset, &size), MP_OK);
+        leave_an_orphan(first);
+        mark_others(MP_SLOT_LIVE);
+        if (!locks) refuse_birth_locks(&member);
+        failpoint_hook = reaping_begins;
+        mp_fork_prepare(&member);
+        CHECK(failpoint_hook == NULL);
+        if (!locks) allow_birth_locks();
+        mark_others(MP_SLOT_FREE);
+        CHECK_EQ(member.fork_slot, second);
+        CHECK_EQ(mp_reap_dead(&self), 1); /* the other lives */
+        CHECK(!orphans_pin(first) && orphans_pin(second));
+        mp_fork_parent(&member);
+        CHECK_EQ(mp_reap_dead(&self), locks); /* there was no child; without a lock nobody can tell */
+        CHECK_EQ(orphans_pin(second), !locks);
+        if (!locks) mp_slot_mark(&self, second, MP_SLOT_LIVE); /* for the test's own end */
+        mp_unpin(&member, entry, MP_ONE_VIEW);
+        CHECK_EQ(mp_drop(&member, entry, -1), MP_OK);
+        mp_release_slot(&member);
+        fixture_unmap(&member);
+        survive();
+        close_store();
+    }
+}
+
 /* Or there would be none for an orphan to come to. */
 static void one_slot_of_orphans_is_reaped_at_a_time(void) {
     for (uint32_t slot = MP_SLOT_ORPHANS; slot < MP_SLOTS; slot++) {
@@ -380,6 +419,7 @@ int main(int argc, char **argv) {
     RUN(a_slot_reserved_meanwhile_is_not_taken_over);
     RUN(a_slot_adopted_meanwhile_is_not_dead);
     RUN(an_orphan_comes_while_others_are_reaped);
+    RUN(an_orphan_that_was_too_late_leaves_no_trace);
     RUN(one_slot_of_orphans_is_reaped_at_a_time);
     RUN(a_member_that_could_not_leave_is_reaped);
     return 0;

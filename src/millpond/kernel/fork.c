@@ -4,7 +4,7 @@
  * refs and pins stay locked over the fork, so the counts that the child copies are whole. The
  * child takes no mutex. Without a slot (all taken, or the mutex's holder is stopped) the child
  * shares a slot with other orphans: its views stay valid, every other call of it fails. Where the system
- * gives no lock, a mark in the slot keeps it until the child has put its pid there.
+ * gives no lock, a mark in the slot keeps it until the child has put its pid there; a slot of orphans, until the store ends.
  * Everything here is safe after fork in a threaded process: system calls and plain memory.
  */
 #define _GNU_SOURCE
@@ -69,20 +69,23 @@ static bool reserve_unlocked(mp_member *m) {
 /* Perhaps without the mutex, in the middle of whose hold somebody stands still who clears the bits of orphans that are
  * gone: it would clear those of ours as well when it goes on. So there are two such slots, of which one at most is being
  * reaped, and the word is changed only from what it was seen to be. A new generation stops whoever has judged the last.
- * Of an orphan without a lock nobody can tell when it ends: from then on what is viewed there stays until the store ends. */
-static bool join_orphans(mp_member *m, uint32_t slot) {
-    uint64_t word = atomic_load(&m->slots[slot].word);
-    if (mp_slot_state_of(word) == MP_SLOT_REAPING) return false;
-    m->fork_slot = slot;
-    if (!lock_birth(m->fork_fd, slot, F_RDLCK)) atomic_store(&m->slots[slot].pid, MP_PID_UNSEEN);
-    return mp_slot_change(m, slot, word, MP_SLOT_LIVE);
+ * Of an orphan without a lock nobody can tell when it ends: from then on what is viewed there stays until the store ends.
+ * A lock that a failed try left would keep the bits of others for as long as this orphan lives. */
+static bool join_orphans(mp_member *m, uint32_t slot, uint64_t word) {
+    bool locked = lock_birth(m->fork_fd, slot, F_RDLCK), kept = !locked || mp_slot_state_of(word) == MP_SLOT_KEPT;
+    if (mp_slot_change(m, slot, word, kept ? MP_SLOT_KEPT : MP_SLOT_LIVE)) return true;
+    if (locked) lock_birth(m->fork_fd, slot, F_UNLCK);
+    return false;
 }
 
-/* A try fails if the other slot has begun to be reaped just then, or another orphan has come: that goes on. */
+/* A try fails if the slot has begun to be reaped just then, or another orphan has come: that goes on. */
 static void join_some_orphans(mp_member *m) {
     m->fork_slot = MP_SLOT_ORPHANS;
-    for (uint32_t tries = 0; tries < JOINS_MAX; tries++)
-        if (join_orphans(m, MP_SLOT_ORPHANS + tries % 2)) return;
+    for (uint32_t tries = 0; tries < JOINS_MAX; tries++) {
+        uint64_t word = atomic_load(&m->slots[m->fork_slot].word);
+        if (mp_slot_state_of(word) == MP_SLOT_REAPING) m->fork_slot ^= 1;
+        else if (join_orphans(m, m->fork_slot, word)) return;
+    }
 }
 
 static void copy_bits(mp_member *m) {

@@ -85,7 +85,13 @@ typedef struct mp_entry {
 } mp_entry;
 
 /* The word of a member slot: bits 0-7 state, bits 8-63 generation. */
-enum mp_slot_state { MP_SLOT_FREE = 0, MP_SLOT_RESERVED = 1, MP_SLOT_LIVE = 2, MP_SLOT_REAPING = 3 };
+enum mp_slot_state {
+    MP_SLOT_FREE = 0,
+    MP_SLOT_RESERVED = 1,
+    MP_SLOT_LIVE = 2,
+    MP_SLOT_REAPING = 3,
+    MP_SLOT_KEPT = 4, /* of orphans, one of which came without a lock: nobody can tell when it ends */
+};
 
 #define MP_PID_UNSEEN UINT32_MAX /* of a slot: a forked child that came without a lock, and that nobody can see yet */
 

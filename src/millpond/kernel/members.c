@@ -74,11 +74,12 @@ static mp_code take_over(mp_member *m, uint32_t index, uint64_t *word) {
 
 /* Whether a process stands behind this word of a slot that nobody has locked. */
 static bool has_process(mp_member *m, uint32_t index, uint64_t word) {
+    if (index >= MP_SLOT_ORPHANS) return mp_slot_state_of(word) == MP_SLOT_KEPT;
     mp_slot *slot = &m->slots[index];
     uint32_t pid = atomic_load(&slot->pid); /* before the start time, which is written before it */
     if (pid == MP_PID_UNSEEN) return true; /* perhaps there is a child, and nothing but this keeps what it reads */
     if (atomic_load(&slot->word) != word) return true; /* it has come meanwhile, and has put its pid there */
-    if (mp_slot_state_of(word) != MP_SLOT_LIVE || index >= MP_SLOT_ORPHANS) return false; /* a reserved slot has none yet */
+    if (mp_slot_state_of(word) != MP_SLOT_LIVE) return false; /* a reserved slot has none yet */
     return m->system->process_alive(m, pid, atomic_load(&slot->start_time));
 }
 
@@ -236,7 +237,7 @@ static mp_code free_slot(mp_member *m, uint32_t slot, uint64_t word) {
     if (code != MP_OK) return code;
     if (atomic_load(&m->slots[slot].word) == word) {
         atomic_store(&m->slots[slot].overflow_bytes, 0);
-        if (slot < MP_SLOT_ORPHANS) atomic_store(&m->slots[slot].pid, 0); /* an orphan may come without the mutex */
+        atomic_store(&m->slots[slot].pid, 0);
         atomic_store(&m->slots[slot].word, slot_word(word >> 8, MP_SLOT_FREE));
     } /* one that is REAPING is changed by nobody without the mutex */
     mp_unlock(m);
