@@ -4,7 +4,7 @@ Invariants: every step either changes something (memory committed, bytes freed, 
 says so, or says that nothing is left to do; nothing is freed that has no whole disk copy. Nothing here
 waits for other members; who finds nothing to evict waits for what this process's spiller is writing.
 Not here: who goes first (`millpond.eviction`), how it is written (`millpond.spill`), the thread that
-works ahead of the puts (`spiller`).
+works ahead of the puts (spiller.py), the words of the error (shortage.py).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from millpond.hot import BLOCK, Batch, Code, Core, Queued, Using
 from millpond.spill.overlap import Overlap
 from millpond.spill.segments import is_mine
 from millpond.spill.trouble import Troubles
+from millpond.store.shortage import free_bytes, store_full, to_commit
 from millpond.store.spiller import Spiller
-from millpond.units import format_bytes
 
 if TYPE_CHECKING:
     from millpond.spill.writer import SpillWriter
@@ -39,7 +39,6 @@ BATCH_BYTES = 32 << 20
 STEP_BYTES = 8 << 20
 AHEAD_SHARE = 8
 """One part in so many of the limit is kept free ahead of the puts while they come."""
-COMMIT_STEP = 2 << 20
 MEMORY = "memory"
 GC_INTERVAL_S = 1.0
 BARREN_S = 0.25
@@ -101,7 +100,7 @@ class Room:
 
     def _commit(self, size: int) -> bool:
         """Commits memory below the limit, if the machine has it."""
-        if headroom() < _to_commit(size):
+        if headroom() < to_commit(size):
             return False
         code: int = self._core._grow(size)
         if code == Code.SYSTEM:
@@ -117,7 +116,7 @@ class Room:
         and sparse ones are emptied if those do not suffice."""
         totals = self._core._totals()
         spare = max(0, min(totals["memory_limit"] - totals["committed_bytes"], headroom()))
-        if spare + _free(totals) < size:
+        if spare + free_bytes(totals) < size:
             return False
         missing = size + BLOCK - spare
         if missing > 0:
@@ -132,7 +131,7 @@ class Room:
     def _empty_blocks(self, nbytes: int) -> int:
         """Moves objects together until `nbytes` more of whole blocks are free; the bytes. It looks at every
         object, so after a look that was in vain not again before more is free, or a moment has passed."""
-        now, free = time.monotonic(), _free(self._core._totals())
+        now, free = time.monotonic(), free_bytes(self._core._totals())
         if free < BLOCK or (now < self._barren_until and free < self._barren_free + BLOCK):
             return 0
         emptied: int = self._core._empty_blocks(nbytes)
@@ -309,60 +308,8 @@ class Room:
         return sum(freed)
 
     def full(self, size: int, refusal: SpillError | None = None) -> StoreFullError:
-        """The error that says why there is no room, with numbers and the next step; `refusal`: the disk's."""
-        totals = self._core._totals()
-        committed, limit = format_bytes(totals["committed_bytes"]), format_bytes(totals["memory_limit"])
-        lacking = self._core._lacking(size)
-        return StoreFullError(
-            f"no room for {format_bytes(size)}: {committed} of memory_limit {limit} are committed, "
-            f"{format_bytes(_free(totals))} of them free"
-            + (", for which others wait longer" if lacking else "")
-            + self._not_committed(size, totals)
-            + f"; {self._kept(totals['spill_limit'] != 0)}. "
-            f"Drop views or refs, raise memory_limit, or {_disk_step(totals)}"
-            + (f". The disk said: {refusal}" if refusal else "")
-        )
-
-    def _not_committed(self, size: int, totals: dict[str, Any]) -> str:
-        """Why there is not more memory, where that is not for the limit."""
-        if self._refused:  # what it does not take back either counts as committed
-            return f", and the system refuses to commit more ({self._refused}: a sandbox? ulimit -f?)"
-        below = totals["committed_bytes"] + size + BLOCK <= totals["memory_limit"]
-        if below and (spare := headroom()) < _to_commit(size):
-            return f", and this machine, or a memory cgroup, has {format_bytes(max(0, spare))} to spare"
-        return ""
-
-    def _kept(self, pinned: bool) -> str:
-        """Which members keep how much from leaving memory, the most first: by pins, or, where nothing is
-        spilled, by refs."""
-        members = sorted(self._core._kept_bytes(pinned), key=lambda member: -member[2])
-        if not members:
-            return "nothing is pinned" if pinned else "nothing is held"
-        shown = ", ".join(
-            f"{format_bytes(nbytes)} by {command} ({pid})" for pid, command, nbytes in members[:8]
-        )
-        more = f", more by {len(members) - 8} others" if len(members) > 8 else ""
-        return f"{'pinned' if pinned else 'held'} are {shown}{more}"
-
-
-def _to_commit(size: int) -> int:
-    """Bytes that must be to spare before memory for a value of `size` bytes is committed."""
-    return max(size + BLOCK, COMMIT_STEP)
-
-
-def _disk_step(totals: dict[str, Any]) -> str:
-    limit = totals["spill_limit"]
-    if limit == 0:
-        return "spilling is off (spill_limit=0): allow it"
-    held = format_bytes(totals["disk_bytes"])
-    if limit is None:
-        return f"make room on the disk, where the store has {held}"
-    return f"raise spill_limit: {held} of {format_bytes(limit)} are on the disk"
-
-
-def _free(totals: dict[str, Any]) -> int:
-    """Committed and free, wherever it lies."""
-    return int(totals["free_bytes"] + totals["free_slot_bytes"])
+        """The error that says why there is no room for `size` bytes; `refusal`: the disk's."""
+        return store_full(self._core, size, self._refused, refusal)
 
 
 def _share(totals: dict[str, Any], nbytes: int) -> int:
@@ -388,7 +335,7 @@ def _next_of(parts: deque[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any] | None:
 
 def _scattered(totals: dict[str, Any]) -> bool:
     """Whether so much is free that joining it is cheaper than writing objects to disk."""
-    return bool(_free(totals) >= max(BLOCK, totals["committed_bytes"] // SCATTERED_SHARE))
+    return bool(free_bytes(totals) >= max(BLOCK, totals["committed_bytes"] // SCATTERED_SHARE))
 
 
 _rooms: weakref.WeakSet[Room] = weakref.WeakSet()
