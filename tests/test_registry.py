@@ -19,7 +19,9 @@ import pytest
 from forked import byte_lock, child
 from millpond.errors import AttachError, StoreBusyError
 from millpond.spill import directory as spill_directory
+from millpond.store import files as store_files
 from millpond.store import peers, registry
+from millpond.store.files import StoreFiles
 
 EUID = os.geteuid()
 as_root = pytest.mark.skipif(EUID != 0, reason="changes owners, which only root may")
@@ -36,11 +38,11 @@ def nothing_stays_open() -> Iterator[None]:
     """No test leaves descriptors behind, above all none of a lock file."""
     before = set(os.listdir("/proc/self/fd"))
     yield
-    assert not registry._open
+    assert not store_files._open
     assert set(os.listdir("/proc/self/fd")) == before
 
 
-def make_store(root: str, slot: int = 0, **options: Any) -> registry.StoreFiles:
+def make_store(root: str, slot: int = 0, **options: Any) -> StoreFiles:
     """A store in which this process is the only member."""
     with registry.locked(root):
         files = registry.create(root, uuid.uuid4().bytes, **options)
@@ -48,7 +50,7 @@ def make_store(root: str, slot: int = 0, **options: Any) -> registry.StoreFiles:
     return files
 
 
-def member(root: str, slot: int, **options: Any) -> Callable[[], registry.StoreFiles]:
+def member(root: str, slot: int, **options: Any) -> Callable[[], StoreFiles]:
     return lambda: make_store(root, slot, **options)
 
 
@@ -246,7 +248,7 @@ def test_members_that_cannot_be_asked_for_leave_nothing_open(
     def fail(*_: int) -> dict[int, int]:
         raise OSError(errno.ENOMEM, "no memory")
 
-    monkeypatch.setattr(registry, "live_slots", fail)
+    monkeypatch.setattr(store_files, "live_slots", fail)
     with registry.locked(root), pytest.raises(OSError, match="no memory"):
         registry.find(root, address)
 
@@ -530,12 +532,12 @@ def test_fork_waits_until_no_thread_looks_at_stores() -> None:
     looking, done = threading.Event(), threading.Event()
 
     def look() -> None:
-        with registry._mutex:
+        with store_files._mutex:
             looking.set()
             done.wait(0.05)
 
     thread = threading.Thread(target=look)
     thread.start()
     looking.wait(10)
-    with child(lambda: registry._mutex.acquire(timeout=5) or os._exit(1)):
+    with child(lambda: store_files._mutex.acquire(timeout=5) or os._exit(1)):
         thread.join()

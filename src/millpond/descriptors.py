@@ -3,7 +3,7 @@
 Invariants: a descriptor that is given to one of these functions is closed when it returns or raises, and not
 by anybody else; Python's file objects are not used, since `open(fd)` closes the descriptor in some of its
 failures and not in others.
-Not here: which files may be opened (registry.py, spill/), whole writes past the page cache (spill/disk.py).
+Not here: which files may be opened (store/private.py, spill/), writing past the page cache (spill/disk.py).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Invariants: create, attach and the sweep run under the registry's lock; a pickled ref attaches by itself;
 the last member that leaves removes the store's directories.
-Not here: what a member does (store.py), directories and descriptors (registry.py, peers.py).
+Not here: what a member does (store.py), directories and descriptors (registry.py, files.py, peers.py).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from millpond.errors import AttachError, MillpondError
 from millpond.eviction.limits import usable_memory
 from millpond.spill import directory as spill_directory
 from millpond.store import peers, registry, termination
+from millpond.store.files import StoreFiles
 from millpond.store.options import MEMORY_MAX, Options
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ LEAVING_S = 0.5  # a sweep that is missed when leaving is made by whoever create
 _stores: weakref.WeakValueDictionary[bytes, Store] = weakref.WeakValueDictionary()
 
 
-def create(store: Store, name: str | None, options: Options) -> registry.StoreFiles:
+def create(store: Store, name: str | None, options: Options) -> StoreFiles:
     """Creates a new store and makes this process its first member. The caller is in `exclusive()`."""
     _refuse_subinterpreter()
     uuid = os.urandom(16)
@@ -94,7 +95,7 @@ def _can_map(nbytes: int) -> bool:
     return True
 
 
-def join(store: Store, key: str | bytes) -> registry.StoreFiles:
+def join(store: Store, key: str | bytes) -> StoreFiles:
     """Makes this process a member of a live store. The caller holds `exclusive(key)`."""
     _refuse_subinterpreter()
     files = registry.find(registry.root_of(key), key)
@@ -120,7 +121,7 @@ def _refuse_subinterpreter() -> None:
         )
 
 
-def _close(files: registry.StoreFiles, table_fd: int, arena_fd: int) -> None:
+def _close(files: StoreFiles, table_fd: int, arena_fd: int) -> None:
     descriptors.close(table_fd, arena_fd)
     files.close()
 
@@ -142,7 +143,7 @@ def _check_header(table_fd: int, uuid: bytes) -> None:
         )
 
 
-def _enter(store: Store, files: registry.StoreFiles, table_fd: int, arena_fd: int) -> None:
+def _enter(store: Store, files: StoreFiles, table_fd: int, arena_fd: int) -> None:
     root = os.path.dirname(files.path)
 
     def left() -> None:

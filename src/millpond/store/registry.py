@@ -1,19 +1,10 @@
-"""Where stores are found: one private directory per user, one directory in it per store.
+"""Where stores are found: one private directory per user, one directory in it per store (files.py).
 
-Layout: `<root>/dirlock`, and `<root>/<store uuid>/` with
-    lock    byte locks (POSIX) of the members, at the offset of their slot
-    birth   byte locks (OFD) of forked children that have none in `lock` yet, at the same offsets
-    name    the store's name as JSON, null if it has none
-    spill   the directories that it spills to, a JSON list
-The root is `$MILLPOND_DIR`, or `/tmp/millpond-<uid>`.
-Invariants: everything here belongs to this user and to nobody else's eyes (0700, 0600, no symbolic
-links), which is verified before it is used; a store is alive as long as one byte of `lock` or `birth`
-is locked, and what is alive is never removed; create, find and sweep run under `locked(root)`, and a
-member that joins holds it until its byte lock is taken; nothing is written when members come or go.
-Each member also keeps a shared flock on the store's directory: while anybody has it, cleaners of old
-files and sweeps leave the store alone even if somebody has removed `lock`.
-A process opens a `lock` file at most once: closing *any* descriptor of a file drops all POSIX locks
-that the process has on it.
+The root is `$MILLPOND_DIR`, or `/tmp/millpond-<uid>`; in it lie `dirlock` and the directories of the stores,
+each named by its uuid.
+Invariants: everything here is verified to be this user's alone before it is used (private.py); what is alive
+is never removed; create, find and sweep run under `locked(root)`, and a member that joins holds it until its
+byte lock is taken; nothing is written when members come or go.
 Not here: the memory of a store and how it is joined (peers.py), slots (the kernel), what lies in a
 spill directory (spill/).
 """
@@ -22,28 +13,26 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import re
 import stat
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from millpond import descriptors
 from millpond.errors import AttachError, MillpondError, SpillError, StoreBusyError
 from millpond.spill import directory as spill_directory
 from millpond.spill import owner
-from millpond.spill.directory import is_path
 from millpond.spill.sweep import sweep_abandoned
-from millpond.store.peers import describe, live_slots, lock_holder
+from millpond.store.files import StoreFiles, check_name, probe, read_name, read_spill, write_json
+from millpond.store.peers import describe, lock_holder
+from millpond.store.private import open_private, refuse_unless_private
 
 __all__ = [
     "Removed",
-    "StoreFiles",
     "StoreInfo",
     "create",
     "find",
@@ -52,9 +41,9 @@ __all__ = [
     "retire",
     "root_of",
     "sweep",
+    "usable",
 ]
 
-NAME_BYTES_MAX = 240
 DIRLOCK_TIMEOUT_S = 10.0
 
 _UUID = re.compile(r"[0-9a-f]{32}")
@@ -79,85 +68,6 @@ class Removed(NamedTuple):
     """What its files occupied on disk."""
 
 
-class _Descriptors:
-    """The open files of one store in this process, shared by all that use them."""
-
-    def __init__(self, path: str) -> None:
-        self.users = 0
-        opened: list[int] = []
-        try:
-            opened.append(_open_private(path, os.O_RDONLY | os.O_DIRECTORY, stat.S_IFDIR))
-            opened.append(_open_private(f"{path}/lock", os.O_RDWR))
-            opened.append(_open_private(f"{path}/birth", os.O_RDWR))
-            with suppress(BlockingIOError):  # a cleaner is just looking at it
-                fcntl.flock(opened[0], fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BaseException:
-            descriptors.close(*opened)
-            raise
-        self.directory, self.lock, self.birth = opened
-
-    def close(self) -> None:
-        descriptors.close(self.lock, self.birth, self.directory)
-
-
-# Which `lock` files are open here, by (device, inode). The mutex is also held while a foreign one is
-# opened and closed again, and over fork, so that no child inherits a descriptor it does not know of.
-# Reentrant, since the garbage collector may close a store in the middle of any section.
-_open: dict[tuple[int, int], _Descriptors] = {}
-_mutex = threading.RLock()
-os.register_at_fork(before=_mutex.acquire, after_in_parent=_mutex.release, after_in_child=_mutex.release)
-
-
-class StoreFiles:
-    """A store's directory, opened. Close it after the member's slot is released: closing the last one
-    of a store in a process drops the byte locks that this process has there."""
-
-    def __init__(self, path: str) -> None:
-        """Opens the files of the store at `path`. Raises AttachError or OSError."""
-        self.path = path
-        self.uuid = bytes.fromhex(os.path.basename(path))
-        self.name = _read_name(path)
-        self.spill = _read_spill(path)
-        self._closed = False
-        with _mutex:
-            self._key = _key(path)
-            fds = _open.get(self._key)
-            if fds is None:
-                fds = _open[self._key] = _Descriptors(path)
-            fds.users += 1
-            self._fds = fds
-
-    @property
-    def lock_fd(self) -> int:
-        """The descriptor for POSIX byte locks of members."""
-        return self._fds.lock
-
-    @property
-    def birth_fd(self) -> int:
-        """The descriptor for seeing the byte locks of forked children."""
-        return self._fds.birth
-
-    def live_pids(self) -> dict[int, int]:
-        """slot -> process of every live member; see `peers.live_slots`."""
-        return live_slots(self.lock_fd, self.birth_fd)
-
-    def close(self) -> None:
-        """Gives the descriptors back. Idempotent."""
-        with _mutex:
-            if self._closed:
-                return
-            self._closed = True
-            self._fds.users -= 1
-            if self._fds.users == 0:
-                del _open[self._key]
-                self._fds.close()
-
-    @property
-    def closed(self) -> bool:
-        """Whether `close` was called."""
-        return self._closed
-
-
 def root_of(key: str | bytes | None = None) -> str:
     """The verified directory of the registry in which `key` (a name, an address, a uuid) is looked up.
 
@@ -177,7 +87,7 @@ def root_of(key: str | bytes | None = None) -> str:
         with suppress(FileExistsError):
             if not named:
                 os.mkdir(path, 0o700)
-        _refuse_unless_private(path, os.lstat(path), stat.S_IFDIR)
+        refuse_unless_private(path, os.lstat(path), stat.S_IFDIR)
     except OSError as error:
         raise _unusable(path, error) from error
     return path
@@ -201,40 +111,6 @@ def _unusable(path: str, error: OSError) -> AttachError:
     return AttachError(f"the registry {path} cannot be used: {error.strerror}. {cause}")
 
 
-def _refuse_unless_private(path: str, status: os.stat_result, kind: int) -> None:
-    reason = None
-    mode = stat.S_IMODE(status.st_mode)
-    if stat.S_ISLNK(status.st_mode):
-        reason = "it is a symbolic link; remove it"
-    elif stat.S_IFMT(status.st_mode) != kind:
-        reason = f"it is not a {'directory' if kind == stat.S_IFDIR else 'regular file'}; remove it"
-    elif status.st_uid != os.geteuid():
-        reason = f"it belongs to user {status.st_uid}, and this process runs as {os.geteuid()}"
-    elif mode & 0o077:
-        reason = f"other users may access it (mode {mode:04o}); chmod {mode & 0o700:04o} it"
-        reason += " if only stores are in it" if kind == stat.S_IFDIR else ""
-    if reason:
-        raise AttachError(
-            f"{path} is refused: {reason}, or set MILLPOND_DIR to a directory of your own, "
-            "the same for all processes"
-        )
-
-
-def _open_private(path: str, flags: int, kind: int = stat.S_IFREG) -> int:
-    fd = os.open(path, flags | descriptors.OPEN_FLAGS, 0o600)
-    try:
-        _refuse_unless_private(path, os.fstat(fd), kind)
-    except BaseException:
-        descriptors.close(fd)
-        raise
-    return fd
-
-
-def _key(path: str) -> tuple[int, int]:
-    status = os.lstat(f"{path}/lock")
-    return status.st_dev, status.st_ino
-
-
 @contextmanager
 def locked(root: str, timeout: float = DIRLOCK_TIMEOUT_S) -> Iterator[None]:
     """Excludes every other process and thread from creating, finding and sweeping in `root`.
@@ -256,7 +132,7 @@ def locked(root: str, timeout: float = DIRLOCK_TIMEOUT_S) -> Iterator[None]:
 def _lock_file(path: str, deadline: float) -> int:
     pause = 0.0005
     while True:
-        fd = _open_private(path, os.O_RDWR | os.O_CREAT)
+        fd = open_private(path, os.O_RDWR | os.O_CREAT)
         try:
             while not _try_flock(fd):
                 if time.monotonic() > deadline:
@@ -295,7 +171,7 @@ def create(root: str, uuid: bytes, name: str | None = None, spill: tuple[str, ..
     Raises AttachError when a live store has that name, ValueError for a name that cannot be one.
     """
     if name is not None:
-        _check_name(name)
+        check_name(name)
         for info in list_stores(root):
             if info.name == name:
                 raise AttachError(
@@ -306,50 +182,13 @@ def create(root: str, uuid: bytes, name: str | None = None, spill: tuple[str, ..
     path = f"{root}/{uuid.hex()}"
     try:
         os.mkdir(path, 0o700)
-        _write_json(f"{path}/spill", [os.path.abspath(base) for base in spill])
-        _write_json(f"{path}/name", name)
+        write_json(f"{path}/spill", [os.path.abspath(base) for base in spill])
+        write_json(f"{path}/name", name)
         for file in ("birth", "lock"):
-            descriptors.close(_open_private(f"{path}/{file}", os.O_RDWR | os.O_CREAT | os.O_EXCL))
+            descriptors.close(open_private(f"{path}/{file}", os.O_RDWR | os.O_CREAT | os.O_EXCL))
         return StoreFiles(path)
     except OSError as error:
         raise _unusable(path, error) from error
-
-
-def _check_name(name: str) -> None:
-    if not isinstance(name, str):
-        raise TypeError(f"the name of a store is text, not {type(name).__name__}")
-    length = len(name.encode("utf-8", "replace"))
-    if not name or name.startswith("/") or not name.isprintable() or length > NAME_BYTES_MAX:
-        raise ValueError(
-            f"{name!r} cannot name a store: use printable text of 1 to {NAME_BYTES_MAX} bytes that does "
-            "not begin with '/' (that is an address)"
-        )
-
-
-def _write_json(path: str, value: Any) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | descriptors.OPEN_FLAGS, 0o600)
-    descriptors.write_whole(fd, json.dumps(value).encode())
-
-
-def _read_json(path: str) -> Any:
-    """What `_write_json` wrote; None if it is missing, was cut short by a kill, or is anything else."""
-    try:
-        return json.loads(descriptors.read_whole(_open_private(path, os.O_RDONLY)))
-    except (FileNotFoundError, ValueError, RecursionError):
-        return None
-
-
-def _read_name(path: str) -> str | None:
-    name = _read_json(f"{path}/name")
-    with suppress(TypeError, ValueError):
-        _check_name(name)
-        return str(name)
-    return None
-
-
-def _read_spill(path: str) -> tuple[str, ...]:
-    bases = _read_json(f"{path}/spill")
-    return tuple(filter(is_path, bases)) if isinstance(bases, list) else ()
 
 
 def find(root: str, key: str | bytes) -> StoreFiles:
@@ -403,7 +242,7 @@ def _directories(root: str) -> Iterator[tuple[str, bytes]]:
         path = f"{root}/{name}"
         if _UUID.fullmatch(name):
             with suppress(OSError, AttachError):
-                _refuse_unless_private(path, os.lstat(path), stat.S_IFDIR)
+                refuse_unless_private(path, os.lstat(path), stat.S_IFDIR)
                 yield path, bytes.fromhex(name)
 
 
@@ -412,23 +251,10 @@ def list_stores(root: str) -> list[StoreInfo]:
     found = []
     for path, uuid in _directories(root):
         with suppress(OSError, AttachError):
-            if slots := _probe(path):
+            if slots := probe(path):
                 pids = tuple(sorted({pid for pid in slots.values() if pid > 0}))
-                found.append(StoreInfo(path, _read_name(path), uuid, pids))
+                found.append(StoreInfo(path, read_name(path), uuid, pids))
     return found
-
-
-def _probe(path: str) -> dict[int, int]:
-    """`live_slots` of a store that may or may not be open in this process."""
-    with _mutex:
-        mine = _open.get(_key(path))
-        if mine:
-            return live_slots(mine.lock, mine.birth)
-        foreign = _Descriptors(path)
-        try:
-            return live_slots(foreign.lock, foreign.birth)
-        finally:
-            foreign.close()
 
 
 def sweep(root: str, dry_run: bool = False, bases: Iterable[Path] = ()) -> list[Removed]:
@@ -453,7 +279,7 @@ def sweep(root: str, dry_run: bool = False, bases: Iterable[Path] = ()) -> list[
 def _is_alive(path: str) -> bool:
     # Without `lock` its creator died before the store was complete, or somebody removed the file.
     with suppress(FileNotFoundError):
-        if _probe(path):
+        if probe(path):
             return True
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | descriptors.OPEN_FLAGS)
     try:
@@ -464,7 +290,7 @@ def _is_alive(path: str) -> bool:
 
 def _bury(path: str, uuid: bytes, dry_run: bool) -> Iterator[Removed]:
     """Removes a dead store, its spill directories first: a sweep that was killed can be repeated."""
-    for base in map(Path, _read_spill(path)):
+    for base in map(Path, read_spill(path)):
         spilled = spill_directory.store_directory(base, uuid)
         if spilled.is_dir():
             found = Removed(str(spilled), spill_directory.used_bytes(spilled))
