@@ -33,7 +33,7 @@ _TABLE: Final = re.compile(r"(?<=\| --- \| --- \| --- \|\n).*", re.DOTALL)
 KERNEL: Final = HERE.parents[1] / "src" / "millpond" / "kernel"
 PROGRAMS: Final = (
     "protocol", "regressions", "reaping", "edges", "fork", "queue", "moving", "places", "unfinished",
-    "given_up", "arena", "arena_repair", "faults", "step", "members", "kill",
+    "given_up", "arena", "arena_repair", "lock", "faults", "step", "members", "kill",
 )  # fmt: skip
 SECONDS: Final = 120
 """A test that goes on for so long has noticed as well."""

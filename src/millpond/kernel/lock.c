@@ -11,6 +11,7 @@
 #include "kernel.h"
 
 #define SPIN_NS 2000
+#define SLEEP_NS 20000000
 
 static int64_t monotonic_ns(void) {
     struct timespec now;
@@ -18,6 +19,8 @@ static int64_t monotonic_ns(void) {
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
+/* Asleep only for a moment at a time: whoever frees the mutex wakes one of those who wait. If that one is killed before
+ * it has the mutex, and somebody who did not wait takes it in between, nobody knows of the others any more. */
 static int wait_for_mutex(pthread_mutex_t *mutex, int64_t timeout_ns) {
     int64_t start = monotonic_ns(), spin = timeout_ns < SPIN_NS ? timeout_ns : SPIN_NS;
     int rc;
@@ -25,9 +28,14 @@ static int wait_for_mutex(pthread_mutex_t *mutex, int64_t timeout_ns) {
         for (int i = 0; i < 32; i++)
             if ((rc = pthread_mutex_trylock(mutex)) != EBUSY) return rc;
     } while (monotonic_ns() - start < spin);
-    int64_t until = start + timeout_ns;
-    struct timespec deadline = {until / 1000000000, until % 1000000000};
-    return pthread_mutex_clocklock(mutex, CLOCK_MONOTONIC, &deadline);
+    int64_t until = start + timeout_ns, wake;
+    do {
+        wake = monotonic_ns() + SLEEP_NS;
+        if (wake > until) wake = until;
+        struct timespec deadline = {wake / 1000000000, wake % 1000000000};
+        rc = pthread_mutex_clocklock(mutex, CLOCK_MONOTONIC, &deadline);
+    } while (rc == ETIMEDOUT && wake < until);
+    return rc;
 }
 
 /* The owner died inside: every cache may be half-written, the entries are not (they change by
