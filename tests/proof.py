@@ -38,7 +38,7 @@ class Part(NamedTuple):
 
 
 PARTS: Final = (
-    Part("kernel", "MP_STEPS=all MP_CRASHES=1000 make -C tests/kernel test COUNTS={counts}"),
+    Part("kernel", "MP_STEPS=all MP_CRASHES=1000 MP_SECONDS=90 make -C tests/kernel test COUNTS={counts}"),
     Part("tables", f"{BUILD} && MP_ROUNDS=1000000 build/kernel-tests/plain/test_hostile --counts {{counts}}"),
     Part("mutants", f"{sys.executable} tests/kernel/mutants.py --counts {{counts}}"),
     Part("protocols", f"cd tests && {sys.executable} -m explorer --counts {{counts}}"),

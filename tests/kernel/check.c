@@ -11,6 +11,7 @@
 
 static const char *wanted, *counts_path, *current = "";
 char check_doing[128];
+void (*check_last_words)(void);
 static struct {
     const char *what;
     uint64_t count;
@@ -29,6 +30,7 @@ uint64_t check_seed(void) {
 }
 
 _Noreturn void check_failed(const char *file, int line, const char *text, uint64_t left, uint64_t right) {
+    if (check_last_words) check_last_words();
     fprintf(stderr, "%s:%d: %s failed in %s: ", file, line, text, current);
     if (check_doing[0]) fprintf(stderr, "%s: ", check_doing);
     fprintf(stderr, "%" PRIu64 ", %" PRIu64 " (MP_SEED=%" PRIu64 ")\n", left, right, check_seed());

@@ -27,6 +27,7 @@ static inline uint64_t random_next(check_random *r) {
 
 static inline uint64_t random_below(check_random *r, uint64_t limit) { return random_next(r) % limit; }
 
+extern void (*check_last_words)(void); /* of a failing assertion, before all others */
 extern char check_doing[128]; /* what a failing assertion is to say that the test was doing */
 _Noreturn void check_failed(const char *file, int line, const char *text, uint64_t left, uint64_t right);
 

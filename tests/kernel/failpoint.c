@@ -64,6 +64,11 @@ static uint32_t dice(void) {
     return state ^= state << 5;
 }
 
+void failpoint_jitter(uint32_t one_in, uint32_t microseconds) {
+    jitter_one_in = one_in;
+    jitter_ns = microseconds * 1000u;
+}
+
 static void dawdle(void) {
     if (jitter_one_in == 0 || dice() % jitter_one_in != 0) return;
     struct timespec moment = {0, (long)(dice() % jitter_ns)};
@@ -96,8 +101,7 @@ static void read_jitter(const char *jitter) {
     char *end;
     unsigned long one_in = strtoul(jitter, &end, 10), microseconds = *end == ':' ? strtoul(end + 1, NULL, 10) : 0;
     if (one_in == 0 || microseconds == 0 || microseconds >= 1000000) abort(); /* not what somebody meant */
-    jitter_one_in = (uint32_t)one_in;
-    jitter_ns = (uint32_t)microseconds * 1000u;
+    failpoint_jitter((uint32_t)one_in, (uint32_t)microseconds);
 }
 
 __attribute__((constructor)) static void read_environment(void) {

@@ -35,5 +35,6 @@ void failpoint_share(void); /* maps a page for this process and its children */
 void failpoint_arm(const char *name, uint32_t hit, int signal, int32_t pid);
 bool failpoint_disarm(void); /* true if it has gone off */
 void failpoint_forget_hits(void);
+void failpoint_jitter(uint32_t one_in, uint32_t microseconds); /* of this process and its children; 0: none */
 
 #endif

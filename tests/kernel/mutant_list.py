@@ -191,7 +191,12 @@ MUTANTS: Final = (
         "? MP_CORRUPTED : mp_rebuild(m);",
         "? MP_CORRUPTED : MP_OK;",
     ),
-    Mutant("who waits for the mutex sleeps until woken", "lock.c", "wake = monotonic_ns() + SLEEP_NS;", "wake = until;"),
+    Mutant(
+        "who waits for the mutex sleeps until woken",
+        "lock.c",
+        "wake = monotonic_ns() + SLEEP_NS;",
+        "wake = until;",
+    ),
     Mutant(
         "a rebuild trusts how far a pool reaches",
         "recovery.c",

@@ -154,7 +154,7 @@ void survive(void) {
     for (uint32_t i = 0; i < 10; i++) agent_step(&survivor);
     agent_check(&survivor);
     agent_let_go(&survivor);
-    agent_sweep(&self);
+    agent_sweep(&self, ground);
     agent_expect_only(&self, SHIELDED);
     CHECK_EQ(self.header->poisoned, 0);
 }
@@ -176,7 +176,7 @@ void close_store(void) {
         uint32_t entry = (uint32_t)(ground->board[i] & 0xffff);
         CHECK_EQ(mp_drop(&self, entry, -1), MP_OK);
     }
-    agent_sweep(&self);
+    agent_sweep(&self, ground);
     agent_expect_only(&self, 0);
     mp_release_slot(&self);
     fixture_unmap(&self);

@@ -129,7 +129,7 @@ static void have_spilled(void) {
 
 static void unspill(void) {
     drop();
-    agent_sweep(&member);
+    agent_sweep(&member, ground);
 }
 
 static mp_code evict_again(void) {
@@ -431,7 +431,7 @@ static bool one_fault(const operation *o, int error, uint64_t nth, bool for_ever
     if (o->undo) o->undo();
     agent_let_go(&worker);
     mp_reap_dead(&self);
-    agent_sweep(&self);
+    agent_sweep(&self, ground);
     mp_reap_dead(&member); /* also gives back what the system did not take */
     expect_memory_accounted();
     mp_release_slot(&member);

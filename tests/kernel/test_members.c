@@ -84,7 +84,7 @@ static void run_store(uint64_t limit, uint32_t per_member, uint32_t dying) {
     for (uint32_t i = 0; i < MEMBERS * per_member; i++) pthread_join(ids[i], NULL);
     fixture_check(&first); /* before any reaping, which would tidy up */
     for (uint32_t i = 0; i < atomic_load(&member_count); i++) mp_release_slot(members[i]);
-    agent_sweep(&first);
+    agent_sweep(&first, ground);
     agent_expect_only(&first, 0);
     CHECK_EQ(first.header->recoveries, 0);
     CHECK(reads > STEPS / 10 && restores > 10 && spills > 10);

@@ -120,7 +120,7 @@ static bool put_on_disk(void) {
     mp_place place = {.length = 4096, .segment = spare_segment};
     if (mp_draft_bare(&member, 3000, &made, &its_birth) != MP_OK) return false;
     if (mp_segment_reserve(&member, spare_segment, place.length, &place.offset) != MP_OK) return false;
-    memset(ground->disk + spare_segment * SEGMENT_BYTES + place.offset, 1, 64);
+    memset(playground_record(ground, &member, &place), 1, 64);
     return mp_settle(&member, made, its_birth, &place) == MP_OK;
 }
 
@@ -162,8 +162,8 @@ static bool clean_it(bool and_evict) {
     uint64_t offset, size, at;
     if (mp_clean_claim(&member, other, other_birth, &offset, &size) != MP_OK) return false;
     if (mp_segment_reserve(&member, spare_segment, 4096, &at) != MP_OK) return false;
-    memcpy(ground->disk + spare_segment * SEGMENT_BYTES + at, member.arena_read + offset, size);
     mp_place place = {.offset = at, .length = 4096, .segment = spare_segment};
+    memcpy(playground_record(ground, &member, &place), member.arena_read + offset, size);
     return fixture_publish(&member, other, other_birth, &place, and_evict) == MP_OK;
 }
 
@@ -176,7 +176,7 @@ static bool restore_to(enum mp_state state) {
     if (mp_place_read(&member, spilled, spilled_birth, &place, &size) != MP_IS_SPILLED) return false;
     bool done = mp_restore_begin(&member, spilled, spilled_birth, &offset) == MP_OK;
     if (done) {
-        memcpy(member.arena_write + offset, ground->disk + place.segment * SEGMENT_BYTES + place.offset, 256);
+        memcpy(member.arena_write + offset, playground_record(ground, &member, &place), 256);
         mp_restore_step(&member, spilled);
         done = mp_restore_end(&member, spilled, spilled_birth, state) == MP_OK;
     }
