@@ -107,7 +107,15 @@ static uint64_t any_id(agent *a) {
     return atomic_load_explicit(&a->ground->board[random_below(&a->random, BOARD)], memory_order_relaxed);
 }
 
+/* A pinned value stays where it is, even when deleted. */
+static void verify_view(const agent *a, uint64_t id) {
+    mp_entry *e = &a->m->entries[entry_of(id)];
+    CHECK_EQ(mp_birth_of(atomic_load(&e->control)), birth_of(id));
+    verify_value(readable(a->m, atomic_load(&e->offset)), birth_of(id), atomic_load(&e->size));
+}
+
 static void end_view(agent *a, uint32_t i) {
+    verify_view(a, a->views[i]);
     mp_unpin(a->m, entry_of(a->views[i]), MP_ONE_VIEW);
     a->views[i] = a->views[--a->view_count];
 }
@@ -239,7 +247,7 @@ static void punch_segment(agent *a) {
 bool agent_make_room(agent *a, uint64_t size) {
     mp_code code = mp_grow(a->m, size);
     if (code == MP_OK) return true;
-    CHECK(code == MP_NO_COMMIT || is_busy(a, code));
+    CHECK(code == MP_NO_COMMIT || is_busy(a, code) || (a->refused && code == MP_SYSTEM));
     for (int i = 0; i < 8; i++) clean(a, any_id(a), true);
     mp_shrink(a->m, size);
     return false;
@@ -497,11 +505,7 @@ void agent_step(agent *a) {
 /* --- endings --- */
 
 void agent_check(agent *a) {
-    for (uint32_t i = 0; i < a->view_count; i++) { /* a pinned value stays where it is, even when deleted */
-        mp_entry *e = &a->m->entries[entry_of(a->views[i])];
-        CHECK_EQ(mp_birth_of(atomic_load(&e->control)), birth_of(a->views[i]));
-        verify_value(readable(a->m, atomic_load(&e->offset)), birth_of(a->views[i]), atomic_load(&e->size));
-    }
+    for (uint32_t i = 0; i < a->view_count; i++) verify_view(a, a->views[i]);
     for (uint32_t i = 0; i < a->ref_count; i++) read_value(a, a->refs[i], false);
 }
 

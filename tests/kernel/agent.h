@@ -28,7 +28,8 @@ typedef struct agent {
     uint64_t refs[AGENT_REFS], views[8];
     uint32_t ref_count, view_count, segment;
     uint64_t segment_id;
-    bool hasty; /* of little patience: MP_BUSY is no fault */
+    bool hasty;   /* of little patience: MP_BUSY is no fault */
+    bool refused; /* memory, by the system, now and then: nor is MP_SYSTEM */
     uint64_t reads, restores, spills, moves, punches; /* how much it did */
 } agent;
 

@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "stormer.h"
 
+#include <errno.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -19,6 +20,10 @@ storm *weather;
 static storm_row *own_row;
 static uint32_t own_pid;
 static storm_fate own_fate;
+static agent second; /* of the other thread */
+static pthread_t thread;
+static bool has_thread;
+static _Atomic bool thread_ends;
 
 void storm_open(void) {
     weather = mmap(NULL, sizeof *weather, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -36,8 +41,11 @@ static void take_note(const char *step) {
 }
 
 static void dawdle(const char *step) {
+    static _Thread_local check_random mood;
+    mood.state += own_pid;
     for (uint32_t i = 0; i < STORM_SLOW; i++)
-        if (weather->slow[i] && strcmp(weather->slow[i], step) == 0 && below(&worker, 4) == 0) usleep((useconds_t)below(&worker, 1000));
+        if (weather->slow[i] && strcmp(weather->slow[i], step) == 0 && random_below(&mood, 2) == 0)
+            usleep((useconds_t)random_below(&mood, 1000));
 }
 
 static void meet_fate(const char *step) {
@@ -114,26 +122,6 @@ static void change_limit(agent *a) {
     (void)mp_idle_bytes(a->m);
 }
 
-/* The child goes on in the place of its parent, which leaves. An orphan has views, and no more. */
-static void fork_on(agent *a) {
-    pid_t pid = fork();
-    CHECK(pid >= 0);
-    if (pid != 0) {
-        leave();
-        _exit(0);
-    }
-    if (own_fate.signal == SIGSTOP) own_fate.step = NULL; /* it was its parent's */
-    atomic_store(&own_row->pid, own_pid = (uint32_t)getpid());
-    atomic_fetch_add(&weather->forks, 1);
-    a->segment = 0;
-    a->random.state += own_pid;
-    if (mp_usable(a->m) == MP_OK) return;
-    CHECK(atomic_load(&a->m->state) == MP_MEMBER_ORPHAN);
-    a->ref_count = 0;
-    agent_check(a);
-    _exit(0);
-}
-
 /* Many values of one size, or none. */
 static bool go_with_the_tide(agent *a) {
     uint64_t id, offset, size = atomic_load(&weather->tide_size);
@@ -149,6 +137,77 @@ static bool go_with_the_tide(agent *a) {
         return true;
     default: return false;
     }
+}
+
+/* --- two threads --- */
+
+static void work_once(agent *a) {
+    if (go_with_the_tide(a)) return;
+    if (below(a, 40) != 0) agent_step(a);
+    else if (below(a, 2) == 0) contain(a);
+    else queue(a);
+}
+
+static void *work_beside(void *unused) {
+    while (!atomic_load_explicit(&thread_ends, memory_order_relaxed)) work_once(&second);
+    agent_let_go(&second);
+    return unused;
+}
+
+static void start_thread(void) {
+    second = (agent){.m = &member, .ground = ground, .random = {random_next(&worker.random)}};
+    second.hasty = worker.hasty, second.refused = worker.refused;
+    CHECK_EQ(pthread_create(&thread, NULL, work_beside, NULL), 0);
+    has_thread = true;
+}
+
+static void end_thread(void) {
+    atomic_store(&thread_ends, true);
+    if (has_thread) pthread_join(thread, NULL);
+}
+
+/* --- the system refuses --- */
+
+static int refuse_some(int (*call)(mp_member *, uint64_t, uint64_t), mp_member *m, uint64_t offset, uint64_t length) {
+    static _Thread_local check_random whim;
+    whim.state += own_pid;
+    return random_below(&whim, 16) == 0 ? ENOMEM : call(m, offset, length);
+}
+
+static int commit(mp_member *m, uint64_t offset, uint64_t length) { return refuse_some(mp_linux.commit, m, offset, length); }
+static int punch(mp_member *m, uint64_t offset, uint64_t length) { return refuse_some(mp_linux.punch, m, offset, length); }
+
+static void let_system_refuse(void) {
+    static mp_system unwilling;
+    unwilling = mp_linux;
+    unwilling.commit = commit;
+    unwilling.punch = punch;
+    member.system = &unwilling;
+    worker.refused = true;
+}
+
+/* --- one step --- */
+
+/* The child goes on in the place of its parent, which leaves. An orphan has views, and no more. */
+static void fork_on(agent *a) {
+    pid_t pid = fork();
+    CHECK(pid >= 0);
+    if (pid != 0) {
+        end_thread();
+        leave();
+        _exit(0);
+    }
+    has_thread = false; /* what it held and viewed stays ours, until we leave */
+    if (own_fate.signal == SIGSTOP) own_fate.step = NULL; /* it was its parent's */
+    atomic_store(&own_row->pid, own_pid = (uint32_t)getpid());
+    atomic_fetch_add(&weather->forks, 1);
+    a->segment = 0;
+    a->random.state += own_pid;
+    if (mp_usable(a->m) == MP_OK) return;
+    CHECK(atomic_load(&a->m->state) == MP_MEMBER_ORPHAN);
+    a->ref_count = 0;
+    agent_check(a);
+    _exit(0);
 }
 
 static void look(agent *a) {
@@ -179,12 +238,12 @@ static void step(agent *a) {
     case 8:
     case 9:
     case 10:
-    case 11: (void)mp_empty_blocks(a->m, 1 + below(a, 1 << 20)); break;
-    default:
-        if (go_with_the_tide(a)) break;
-        if (below(a, 40) != 0) agent_step(a);
-        else if (below(a, 2) == 0) contain(a);
-        else queue(a);
+    case 11:
+    case 12:
+    case 13: (void)mp_empty_blocks(a->m, 1 + below(a, 1 << 20)); break;
+    case 14:
+    case 15: agent_check(a); break;
+    default: work_once(a);
     }
     atomic_fetch_add_explicit(&own_row->steps, 1, memory_order_relaxed);
 }
@@ -200,7 +259,10 @@ void storm_work(uint32_t row, uint64_t salt, storm_fate fate) {
     worker.hasty = weather->patience_ns != 0;
     member.patience_ns = worker.hasty ? weather->patience_ns : HANG_NS;
     CHECK_EQ(mp_atfork_add(&member), 0);
+    if (weather->refusals) let_system_refuse();
+    if (weather->two_threads) start_thread();
     for (uint64_t life = below(&worker, LIFE); life != 0 && !atomic_load_explicit(&weather->over, memory_order_relaxed); life--)
         step(&worker);
+    end_thread();
     leave();
 }

@@ -1,8 +1,9 @@
 /* An agent in a storm: a process that works on a store without rest, until its time is over or somebody kills it.
  *
- * Beside what agents do it makes values with refs inside, stands in the queue for room, changes the limit, forks
- * (and goes on as its own child), and has the table checked: now and then, and after each repair. It notes by which
- * steps of the kernel it has come, in memory that outlives it.
+ * Beside what agents do it makes values with refs inside, stands in the queue for room, changes the limit, moves
+ * values together, forks (and goes on as its own child), and has the table checked: now and then, and after each
+ * repair. Perhaps it has a second thread, which does the same, or a system that refuses memory now and then. It notes
+ * by which steps of the kernel it has come, in memory that outlives it.
  * Not here: who kills, stops and replaces it (test_storm.c).
  */
 #ifndef MILLPOND_STORMER_H
@@ -36,6 +37,8 @@ typedef struct storm {
     _Atomic uint64_t checks, checked, forks, stops; /* checked: up to which repair */
     uint64_t memory_limit;
     int64_t patience_ns; /* 0: as long as it takes */
+    bool two_threads;    /* each process has a second one, with an agent of its own */
+    bool refusals;       /* the system refuses memory now and then, to give it and to take it back */
     _Atomic uint32_t tide;        /* enum storm_tide */
     _Atomic uint64_t tide_size;   /* of the values that a flood brings */
     const char *slow[STORM_SLOW]; /* steps behind which everybody dawdles; NULL: none */

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "failpoint_page.h"
+#include "steps.h"
 #include "stormer.h"
 
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
@@ -23,10 +24,24 @@
 #define ROUND_NS 1000000000
 #define STANDSTILL_NS 120000000000
 
+/* Steps that others see, and those of them that are done without the mutex, so that others come in between. */
 static const char *const names[] = {
-#include "failpoint_names.h"
+#define STEP(letter, name, mutex, left, mended) name,
+    MP_STEPS(STEP)
+#undef STEP
 };
 #define NAMES (sizeof names / sizeof *names)
+static const bool without_mutex[] = {
+#define held false
+#define free true
+#define either true
+#define STEP(letter, name, mutex, left, mended) mutex,
+    MP_STEPS(STEP)
+#undef STEP
+#undef held
+#undef free
+#undef either
+};
 
 typedef struct climate {
     uint32_t jitter_one_in, jitter_us;
@@ -145,6 +160,8 @@ static void open_some_store(const climate *c) {
     memset((void *)weather, 0, sizeof *weather);
     weather->memory_limit = shape.memory_limit;
     weather->patience_ns = c->patience_ns;
+    weather->two_threads = random_below(&dice, 2) == 0;
+    weather->refusals = random_below(&dice, 4) == 0;
 }
 
 static void change_tide(void) {
@@ -152,9 +169,19 @@ static void change_tide(void) {
     atomic_store(&weather->tide, (uint32_t)random_below(&dice, STORM_TIDES));
 }
 
+/* The last one may be any; the others hold nobody up. */
+static void choose_slow_steps(void) {
+    for (uint32_t i = 0; i < STORM_SLOW; i++) {
+        uint64_t step;
+        do step = random_below(&dice, NAMES);
+        while (i + 1 < STORM_SLOW && !without_mutex[step]);
+        weather->slow[i] = names[step];
+    }
+}
+
 static void blow(const climate *c) {
     uint64_t end = now_ns() + ROUND_NS;
-    for (uint32_t i = 0; i < STORM_SLOW; i++) weather->slow[i] = names[random_below(&dice, NAMES)];
+    choose_slow_steps();
     failpoint_jitter(c->jitter_one_in, c->jitter_us);
     for (uint32_t r = 0; r < STORM_ROWS; r++) start_row(r);
     while (now_ns() < end) {
