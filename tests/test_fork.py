@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
@@ -30,7 +30,8 @@ import pytest
 
 import millpond
 from ponds import Pond
-from workers import wait_until
+from pools import helpers_of_multiprocessing
+from workers import in_threads, wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
 TIMEOUT_S = 30.0
@@ -274,38 +275,26 @@ def test_fork_while_threads_spill_and_restore(pond: Pond) -> None:
     store = pond.store("3MiB", overflow_limit="64MiB")
     refs = [store.put(np.full(50_000, number)) for number in range(20)]
     stop = threading.Event()
-    failures: list[BaseException] = []
 
     def work(seed: int) -> None:
         dice = random.Random(seed)
-        try:
-            while not stop.is_set():
-                number = dice.randrange(20)
-                assert store.get(refs[number])[-1] == number
-                mine = store.put([np.full(40_000, seed), refs[number]])
-                data = pickle.dumps(mine)
-                assert pickle.loads(data).get()[1] == refs[number]
-                if dice.random() < 0.2:
-                    store.spill(refs[number])
-        except BaseException as error:
-            failures.append(error)
+        while not stop.is_set():
+            number = dice.randrange(20)
+            assert store.get(refs[number])[-1] == number
+            mine = store.put([np.full(40_000, seed), refs[number]])
+            data = pickle.dumps(mine)
+            assert pickle.loads(data).get()[1] == refs[number]
+            if dice.random() < 0.2:
+                store.spill(refs[number])
 
     def look() -> tuple[bool, list[str]]:
         good = all(int(ref.get(copy=True)[-1]) == number for number, ref in enumerate(refs))
         mine = [store.put(np.full(60_000, number)) for number in range(8)]
         return good and all(int(ref.get()[0]) == number for number, ref in enumerate(mine)), store.check()
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
-    for thread in threads:
-        thread.start()
-    try:
+    with in_threads(work, 3, stop):
         for _ in range(12):
             assert in_child(look) == (True, [])
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join(TIMEOUT_S)
-    assert failures == []
     assert look() == (True, [])
 
 
@@ -426,16 +415,9 @@ def test_however_a_child_ends(tmp_path: Path, end: str, expected: int) -> None:
 # --- the standard library's processes ---
 
 
-@pytest.fixture
-def helpers_of_multiprocessing() -> Iterator[None]:
-    """Its helper processes keep descriptors; a test that starts them ends them."""
-    yield
-    multiprocessing.forkserver._forkserver._stop()  # type: ignore[attr-defined]
-    multiprocessing.resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
-
-
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_pools(pond: Pond, helpers_of_multiprocessing: None, store: millpond.Store, method: str) -> None:
+@helpers_of_multiprocessing()
+def test_pools(store: millpond.Store, method: str) -> None:
     context = multiprocessing.get_context(method)
     get = operator.methodcaller("get")
     refs = [store.put([number, store.put(number)]) for number in range(20)]

@@ -12,7 +12,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -23,27 +22,19 @@ import millpond
 import workers
 from millpond.hot import Code
 from ponds import Pond
-from workers import inherited, total, wait_until
+from pools import helpers_of_multiprocessing
+from workers import in_threads, inherited, total, wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
 MIB = 1 << 20
-
-
-@pytest.fixture
-def helpers_of_multiprocessing() -> Iterator[None]:
-    """Its helper processes keep descriptors; a test that starts them ends them."""
-    yield
-    multiprocessing.forkserver._forkserver._stop()  # type: ignore[attr-defined]
-    multiprocessing.resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
 
 
 # --- becoming a member ---
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_processes_of_multiprocessing(
-    pond: Pond, helpers_of_multiprocessing: None, store: millpond.Store, method: str
-) -> None:
+@helpers_of_multiprocessing()
+def test_processes_of_multiprocessing(store: millpond.Store, method: str) -> None:
     context = multiprocessing.get_context(method)
     ref = store.put(np.arange(1000))
     answers = context.SimpleQueue()
@@ -247,23 +238,17 @@ def test_many_forks(pond: Pond, store: millpond.Store) -> None:
 
 def test_fork_while_threads_work(pond: Pond, store: millpond.Store) -> None:
     ref = store.put(np.arange(1000))
-    stop, failures = threading.Event(), []
+    stop = threading.Event()
 
     def work(seed: int) -> None:
-        try:
-            while not stop.is_set():
-                mine = [store.put(np.full(100 + seed, step)) for step in range(50)]
-                assert all((store.get(one) == step).all() for step, one in enumerate(mine))
-                data = pickle.dumps(mine[0])
-                mine.clear()
-                assert pickle.loads(data).get()[0] == 0
-        except BaseException as error:
-            failures.append(error)
+        while not stop.is_set():
+            mine = [store.put(np.full(100 + seed, step)) for step in range(50)]
+            assert all((store.get(one) == step).all() for step, one in enumerate(mine))
+            data = pickle.dumps(mine[0])
+            mine.clear()
+            assert pickle.loads(data).get()[0] == 0
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
-    for thread in threads:
-        thread.start()
-    try:
+    with in_threads(work, 3, stop):
         for _ in range(25):
             pid = os.fork()
             if pid == 0:
@@ -272,11 +257,6 @@ def test_fork_while_threads_work(pond: Pond, store: millpond.Store) -> None:
                     os._exit(0 if good else 1)
                 os._exit(2)
             assert os.waitpid(pid, 0)[1] == 0
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join(20)
-    assert failures == []
     assert store.check() == []
 
 

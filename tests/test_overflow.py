@@ -21,7 +21,7 @@ import workers
 from millpond.spill import record
 from millpond.store import restore
 from ponds import Pond
-from workers import inherited, wait_until
+from workers import in_threads, inherited, wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
 MIB = 1 << 20
@@ -471,20 +471,10 @@ def test_two_processes_contend_for_little_memory(pond: Pond) -> None:
 
 
 def test_threads_contend_for_little_memory(pond: Pond) -> None:
-    store, failures = pond.store("3MiB"), []
-
-    def work(seed: int) -> None:
-        try:
-            churn(None, store.address, seed, 120)
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(40)
-    assert failures == []
+    store = pond.store("3MiB")
+    with in_threads(lambda seed: churn(None, store.address, seed, 120), 4):
+        pass
+    assert store.check() == []
 
 
 def test_others_restore_what_a_killed_process_spilled(pond: Pond) -> None:

@@ -18,6 +18,7 @@ from millpond.spill import reclaim
 from millpond.spill.reclaim import HOLE_MIN, dead_runs
 from millpond.spill.record import PAGE
 from spill_fakes import Failing
+from workers import in_threads
 
 MIB = 1 << 20
 
@@ -254,32 +255,22 @@ def test_what_is_in_use_stays_where_it_is(store: millpond.Store) -> None:
 def test_readers_and_deaths_beside_it(store: millpond.Store) -> None:
     """Threads read and drop what is being moved and punched."""
     refs = spilled(store, 2400, 10_000)
-    errors: list[BaseException] = []
     done = threading.Event()
 
-    def read(first: int) -> None:
-        chosen = random.Random(first)
-        try:
-            while not done.is_set():
-                seed = chosen.choice(range(first, 2400, 30))
-                assert np.array_equal(store.get(refs[seed], copy=True), noise(seed, 10_000))
-                store.spill(refs[seed])
-        except BaseException as error:
-            errors.append(error)
+    def read(reader: int) -> None:
+        chosen = random.Random(reader)
+        while not done.is_set():
+            seed = chosen.choice(range(10 * reader, 2400, 30))
+            assert np.array_equal(store.get(refs[seed], copy=True), noise(seed, 10_000))
+            store.spill(refs[seed])
 
-    readers = [threading.Thread(target=read, args=(first,)) for first in (0, 10)]
-    for reader in readers:
-        reader.start()
-    for part in range(20):
-        for seed in range(part, 2400, 20):
-            if seed % 10:
-                refs.pop(seed, None)
-        roll(store)
-        reclaimer(store)._make_room(1 << 40)
-    done.set()
-    for reader in readers:
-        reader.join()
-    assert errors == []
+    with in_threads(read, 2, done):
+        for part in range(20):
+            for seed in range(part, 2400, 20):
+                if seed % 10:
+                    refs.pop(seed, None)
+            roll(store)
+            reclaimer(store)._make_room(1 << 40)
     verify(store, refs, 10_000)
     roll(store)
     reclaimer(store)._make_room(1 << 40)

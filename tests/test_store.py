@@ -22,6 +22,7 @@ import millpond
 from millpond.eviction.policies import CANDIDATE
 from millpond.hot import CANDIDATE as COMPILED_CANDIDATE
 from ponds import Pond
+from workers import in_threads
 
 NUMBERS = "?bhilqBHILQefdgFDG"
 SHAPES = [(), (0,), (1,), (7,), (3, 4), (2, 0, 3), (2, 3, 4, 5), (1, 100_000)]
@@ -535,52 +536,33 @@ def test_a_name_is_one_of_its_registry(pond: Pond, tmp_path: Path, monkeypatch: 
 
 
 def test_threads_share_a_store(store: millpond.Store) -> None:
-    start, failures = threading.Barrier(4), []
-
     def work(seed: int) -> None:
-        start.wait(10)
-        try:
-            mine: list[tuple[millpond.ObjectRef, np.ndarray]] = []
-            for step in range(400):
-                value = np.full(1 + step * 7 % 3000, seed * 1000 + step)
-                mine.append((store.put(value), value))
-                ref, expected = mine[step * 31 % len(mine)]
-                assert (store.get(ref) == expected).all()
-                if step % 3 == 0:
-                    mine.pop(0)
-        except BaseException as error:
-            failures.append(error)
+        mine: list[tuple[millpond.ObjectRef, np.ndarray]] = []
+        for step in range(400):
+            value = np.full(1 + step * 7 % 3000, seed * 1000 + step)
+            mine.append((store.put(value), value))
+            ref, expected = mine[step * 31 % len(mine)]
+            assert (store.get(ref) == expected).all()
+            if step % 3 == 0:
+                mine.pop(0)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    assert failures == []
+    with in_threads(work, 4):
+        pass
     assert store.check() == []
 
 
 def test_threads_share_one_ref(store: millpond.Store) -> None:
     ref = store.put(np.arange(10_000))
-    start, failures = threading.Barrier(4), []
 
-    def work() -> None:
-        start.wait(10)
-        try:
-            for _ in range(2000):
-                other = copy.copy(ref)
-                view = other.get()
-                del other
-                assert view[-1] == 9999
-        except BaseException as error:
-            failures.append(error)
+    def work(_: int) -> None:
+        for _ in range(2000):
+            other = copy.copy(ref)
+            view = other.get()
+            del other
+            assert view[-1] == 9999
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    assert failures == []
+    with in_threads(work, 4):
+        pass
     assert store.stats().pinned_bytes == 0 and ref.get()[0] == 0
 
 

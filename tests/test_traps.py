@@ -11,7 +11,6 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ import pytest
 
 import millpond
 from ponds import Pond
+from workers import in_threads
 
 MIB = 1 << 20
 
@@ -215,29 +215,19 @@ def test_many_threads_on_one_ref(store: millpond.Store) -> None:
         weakref.ref(ref),
         lambda outer=outer: outer.get()[0],
     ]
-    start = threading.Barrier(8)
-    failures: list[BaseException] = []
 
     def work(seed: int) -> None:
         dice = random.Random(seed)
         mine: list[Any] = []
-        try:
-            start.wait()
-            for _ in range(400):
-                mine.append(dice.choice(ways)())
-                one = dice.choice(mine)
-                assert (one if type(one) is np.ndarray else one.get())[-1] == 999
-                if len(mine) > 20:
-                    del mine[: dice.randrange(20)]
-        except BaseException as error:
-            failures.append(error)
+        for _ in range(400):
+            mine.append(dice.choice(ways)())
+            one = dice.choice(mine)
+            assert (one if type(one) is np.ndarray else one.get())[-1] == 999
+            if len(mine) > 20:
+                del mine[: dice.randrange(20)]
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    with in_threads(work, 8):
+        pass
     ways.clear()
     assert len(store) == 2 and store._totals()["tokens"] == 0
     assert store.refs(ref).containers == (outer.id,)

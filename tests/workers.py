@@ -1,4 +1,4 @@
-"""Other processes for tests: they carry out functions that tests send them, until they are ended.
+"""Other processes for tests, and threads. Processes carry out functions that tests send them until they end.
 
 A function gets the worker's own namespace first, which lasts as long as the worker, then the arguments.
 A forked worker starts with copies of the test's refs; a program starts with nothing and imports all anew.
@@ -11,10 +11,11 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from types import SimpleNamespace
@@ -35,6 +36,40 @@ def wait_until(condition: Callable[[], Any], timeout: float = 30.0) -> Any:
         assert time.monotonic() < deadline, f"not within {timeout} s: {condition}"
         time.sleep(0.002)
     return found
+
+
+@contextmanager
+def in_threads(
+    work: Callable[[int], object], count: int, stop: threading.Event | None = None, timeout: float = TIMEOUT_S
+) -> Iterator[None]:
+    """So many threads are at `work`, each with a number from 0, all begun together.
+
+    Leaving the block sets `stop` and waits. It raises the first error of a thread, and fails if one does not
+    come to its end within `timeout` seconds.
+    """
+    errors: list[BaseException] = []
+    begin = threading.Barrier(count)
+
+    def run(number: int) -> None:
+        try:
+            begin.wait(timeout)
+            work(number)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        if stop is not None:
+            stop.set()
+        for thread in threads:
+            thread.join(timeout)
+    assert [thread for thread in threads if thread.is_alive()] == [], f"still at work after {timeout} s"
+    if errors:
+        raise errors[0]
 
 
 def serve(pipe: Connection, own: Any = None) -> None:
