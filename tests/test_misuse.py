@@ -25,6 +25,7 @@ from millpond import hot
         (lambda store, ref: store.create_buffer(-1), ValueError, "-1 bytes"),
         (lambda store, ref: store.create_buffer("5"), TypeError, "'str'"),
         (lambda store, ref: store.refs([ref]), TypeError, "expected a ref, not list"),
+        (lambda store, ref: store.get("model"), TypeError, r"not str: lookup\(name\) gives the ref"),
         (lambda store, ref: store.spill(5), TypeError, "expected a ref or several, not int"),
         (lambda store, ref: store.delete([ref, 5]), TypeError, "expected a ref, not int"),
         (lambda store, ref: ref.export(deliveries=1.5), TypeError, "'float'"),

@@ -72,7 +72,7 @@ def _kept(core: Core, pinned: bool) -> str:
 def _disk_step(totals: dict[str, Any]) -> str:
     limit = totals["spill_limit"]
     if limit == 0:
-        return "spilling is off (spill_limit=0): allow it"
+        return "let it spill: spilling is off (spill_limit=0)"
     held = format_bytes(totals["disk_bytes"])
     if limit is None:
         return f"make room on the disk, where the store has {held}"

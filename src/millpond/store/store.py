@@ -332,7 +332,8 @@ class Store(Core):
 
     def _own(self, ref: Any, expected: str = "a ref") -> ObjectRef:
         if type(ref) is not ObjectRef:
-            raise TypeError(f"expected {expected}, not {type(ref).__name__}")
+            hint = ": lookup(name) gives the ref" if isinstance(ref, str) else ""
+            raise TypeError(f"expected {expected}, not {type(ref).__name__}{hint}")
         if ref._store is not self:
             if ref._store.uuid == self.uuid:
                 raise ValueError(f"{ref!r} came from a membership that was closed: load or look it up again")
