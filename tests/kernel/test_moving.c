@@ -294,6 +294,169 @@ static void the_mover_knows_a_run_that_is_gone(void) {
     close_store();
 }
 
+/* --- others at work between the holds of a mover --- */
+
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+#define STORMS 40u
+#else
+#define STORMS 200u
+#endif
+enum { ACTS = 12, VIEWS = 8 };
+
+static uint32_t alive;           /* objects that a holds */
+static object chosen;            /* of these, the one that b is at */
+static uint32_t fuse;            /* failpoints until b dies; 0: it does not */
+static bool gone;                /* b is dead, and its slot not reaped yet */
+static object views[VIEWS];      /* what b pins; entry 0: nothing */
+static uint32_t segment, deaths; /* of a; of b, with the mutex in hand */
+
+static void burns(const char *name) {
+    (void)name;
+    if (fuse != 0 && --fuse == 0) longjmp(grave, 1);
+}
+
+static void deletes(void) { (void)mp_delete(&b, chosen.entry, chosen.birth); }
+static void evicts(void) { (void)mp_evict(&b, chosen.entry, chosen.birth); }
+static void grows(void) { (void)mp_grow(&b, all_sizes()); }
+static void shrinks(void) { (void)mp_shrink(&b, random_below(&rnd, LIMIT)); }
+
+static void restores(void) {
+    mp_place place;
+    uint64_t size, offset;
+    mp_code code = mp_place_read(&b, chosen.entry, chosen.birth, &place, &size);
+    if (code == MP_IS_SPILLED && mp_restore_begin(&b, chosen.entry, chosen.birth, &offset) == MP_OK) {
+        memset(a.arena_write + offset, (uint8_t)chosen.birth, size);
+        CHECK_EQ(mp_restore_end(&b, chosen.entry, chosen.birth, random_below(&rnd, 4) ? MP_RESIDENT : MP_SPILLED), MP_OK);
+    }
+    if (code == MP_IS_SPILLED || code == MP_IS_RESTORING) mp_unpin(&b, chosen.entry, MP_ONE_OP);
+}
+
+static void views_one(void) {
+    object *view = &views[random_below(&rnd, VIEWS)];
+    uint64_t offset, size;
+    if (view->entry) mp_unpin(&b, view->entry, MP_ONE_VIEW);
+    view->entry = 0;
+    if (mp_view(&b, chosen.entry, chosen.birth, &offset, &size) == MP_OK) *view = chosen;
+}
+
+static void creates(void) {
+    object o = {.size = all_sizes()};
+    uint64_t offset;
+    if (mp_draft(&b, o.size, &o.entry, &o.birth, &offset) != MP_OK) return;
+    memset(a.arena_write + offset, (uint8_t)o.birth, o.size);
+    CHECK_EQ(mp_seal(&b, o.entry, o.birth), MP_OK);
+    failpoint_hook = NULL; /* a does not die */
+    if (alive < OBJECTS && mp_hold(&a, o.entry, o.birth) == MP_OK) objects[alive++] = o;
+    failpoint_hook = burns;
+    CHECK_EQ(mp_drop(&b, o.entry, -1), MP_OK);
+}
+
+/* Not by b, so that there is one segment all the time. */
+static void clean(object o) {
+    mp_place place = {.segment = segment};
+    uint64_t size;
+    if (mp_clean_claim(&a, o.entry, o.birth, &place.offset, &size) != MP_OK) return;
+    place.length = mp_extent_bytes(size);
+    CHECK_EQ(mp_segment_reserve(&a, segment, place.length, &place.offset), MP_OK);
+    CHECK_EQ(fixture_publish(&a, o.entry, o.birth, &place, false), MP_OK);
+}
+
+/* Who finds the mutex in the hand of the dead may die of the repair: the next one begins it again. */
+static void repair(void) {
+    fuse = random_below(&rnd, 4) ? 0 : 1 + (uint32_t)random_below(&rnd, 20);
+    (void)setjmp(grave);
+    failpoint_hook = burns;
+    CHECK_EQ(mp_rebuild(&a), MP_OK);
+    failpoint_hook = NULL;
+    mp_unlock(&a);
+    fixture_check(&a);
+    deaths++;
+}
+
+static void return_from_the_dead(void) {
+    if (!gone) return;
+    gone = false;
+    fixture_die(&b);
+    (void)pthread_mutex_trylock(&b.refs_mutex), pthread_mutex_unlock(&b.refs_mutex);
+    (void)pthread_mutex_trylock(&b.pins_mutex), pthread_mutex_unlock(&b.pins_mutex);
+    CHECK_EQ(mp_reap_dead(&a), 1);
+    fixture_leave(&b);
+    fixture_join(&a, &b);
+    memset(views, 0, sizeof views);
+}
+
+typedef struct deed {
+    void (*done)(void);
+    uint32_t steps; /* failpoints on its way, about */
+} deed;
+
+/* b does something, in the middle of which it may die. */
+static void attempt(deed d) {
+    return_from_the_dead();
+    fuse = random_below(&rnd, 3) ? 0 : 1 + (uint32_t)random_below(&rnd, d.steps);
+    failpoint_hook = burns;
+    if (setjmp(grave) == 0) d.done();
+    else gone = true;
+    failpoint_hook = NULL;
+    if (gone && atomic_load(&a.header->mutex_slot) != 0) repair();
+    if (random_below(&rnd, 2)) return_from_the_dead();
+}
+
+static void forget(uint32_t i) {
+    drop(objects[i]);
+    objects[i] = objects[--alive];
+}
+
+static void act(void) {
+    static const deed deeds[] = {{deletes, 5}, {evicts, 4}, {restores, 12}, {views_one, 8}, {creates, 12}, {grows, 10}, {shrinks, 10}};
+    enum { TAKE_MEMORY = 2, DEEDS = sizeof deeds / sizeof *deeds };
+    if (alive == 0) return;
+    uint32_t i = (uint32_t)random_below(&rnd, alive), choice = (uint32_t)random_below(&rnd, DEEDS + 2);
+    if (random_below(&rnd, 2)) choice %= TAKE_MEMORY;
+    chosen = objects[i];
+    if (choice < DEEDS) attempt(deeds[choice]);
+    else if (choice == DEEDS) clean(chosen);
+    else return forget(i);
+    if (mp_state(&a, chosen.entry, chosen.birth) == MP_IS_DELETED) forget(i);
+}
+
+static void others_act(const char *name) {
+    if (strcmp(name, "move.planned") != 0) return;
+    failpoint_hook = NULL;
+    for (uint32_t n = (uint32_t)random_below(&rnd, ACTS); n != 0; n--) act();
+    failpoint_hook = others_act;
+}
+
+/* Most of what fills memory goes again: sparse blocks, and spans whose numbers a rebuild gives to others. */
+static void make_sparse(uint64_t (*size)(void)) {
+    while (alive < OBJECTS / 20 && fits(size(), &objects[alive])) alive++;
+    for (uint32_t i = alive; i-- > 0;) {
+        if (random_below(&rnd, 6)) forget(i);
+        else if (random_below(&rnd, 4)) clean(objects[i]);
+    }
+}
+
+static void a_plan_survives_what_others_do(void) {
+    static uint64_t (*const sizes[])(void) = {four_kilobytes, twelve_kilobytes, twelve_kilobytes, run_sizes, all_sizes};
+    uint64_t id;
+    open_store();
+    alive = deaths = 0;
+    memset(views, 0, sizeof views);
+    CHECK_EQ(mp_segment_open(&a, 0, &segment, &id), MP_OK);
+    for (uint32_t round = 0; round < STORMS; round++) {
+        make_sparse(sizes[random_below(&rnd, 5)]);
+        failpoint_hook = others_act;
+        (void)mp_empty_blocks(&a, 1 + random_below(&rnd, LIMIT));
+        failpoint_hook = NULL;
+        return_from_the_dead();
+        fixture_check(&a);
+        for (uint32_t i = 0; i < alive; i++)
+            if (mp_state(&a, objects[i].entry, objects[i].birth) != MP_IS_SPILLED) verify(objects[i]);
+    }
+    CHECK(deaths != 0);
+    close_store();
+}
+
 /* --- readers and putters beside a mover --- */
 
 static _Atomic bool stop;
@@ -341,6 +504,7 @@ int main(int argc, char **argv) {
     RUN(a_pin_that_comes_in_between_wins);
     RUN(nobody_reads_in_the_middle);
     RUN(the_mover_knows_a_run_that_is_gone);
+    RUN(a_plan_survives_what_others_do);
     RUN(readers_see_whole_values);
     return 0;
 }

@@ -120,7 +120,7 @@ static bool movable(mp_entry *e, enum mp_state state, uint64_t bytes) {
 
 static void count_entry(plan *p, mp_entry *e) {
     enum mp_state state = mp_state_of(atomic_load_explicit(&e->control, memory_order_relaxed));
-    if (!mp_owns_extent(state) || (mp_is_dead(state) && !mp_pinned(e))) return;
+    if (!mp_seems_in_memory(e, state)) return;
     uint64_t offset = atomic_load_explicit(&e->offset, memory_order_relaxed);
     uint64_t size = atomic_load_explicit(&e->size, memory_order_relaxed), bytes = mp_extent_bytes(size);
     if (!inside(p, offset, bytes)) return;
@@ -297,6 +297,7 @@ static uint32_t move_out(plan *p, object o) {
 
 static bool move_batch(plan *p, const object *batch, uint32_t count) {
     for (uint32_t at = 0; at < count;) {
+        MP_FAILPOINT("move.planned");
         if (mp_pool_ensure(p->m, &p->m->header->pool_spans, 8) != MP_OK || mp_lock(p->m, -1) != MP_OK) return false;
         for (uint32_t cost = 0; at < count && cost < HOLD_COST; at++) cost += move_out(p, batch[at]);
         mp_unlock(p->m);
@@ -338,9 +339,7 @@ uint64_t mp_empty_blocks(mp_member *m, uint64_t bytes) {
     if (!p.keys) return 0;
     p.blocks = (block *)(p.keys + p.count);
     p.marks = (uint8_t *)(p.blocks + p.count);
-    bool planned = plan_moves(&p, bytes);
-    MP_FAILPOINT("move.planned");
-    if (planned) move_all(&p);
+    if (plan_moves(&p, bytes)) move_all(&p);
     free(p.nests);
     free(p.keys);
     return p.emptied;

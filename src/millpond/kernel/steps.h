@@ -77,7 +77,7 @@
     STEP("M2", "move.copied", held, "EVICTING at the old place, whole at both", "rebuild: RESIDENT there; the new place is free") \
     STEP("M3", "move.stored", held, "EVICTING at the new place, whole", "rebuild: RESIDENT there; the old place is free") \
     STEP("M4", "move.moved", held, "RESIDENT at the new place, the old one not free", "rebuild: memory of no entry is free") \
-    STEP("M5", "move.planned", free, "a plan to move objects that nobody else knew", "nothing has moved") \
+    STEP("M5", "move.planned", free, "a plan to move objects that nobody else knew, perhaps done in part", "what has moved is whole") \
     STEP("N1", "name.filled", held, "a name without a target", "target 0 means free") \
     STEP("N2", "name.set", held, "a name in no bucket, not counted", "rebuild links and counts") \
     STEP("N3", "name.replaced", held, "a name with its new target, the old one still counted", "rebuild counts; what nobody holds goes") \
