@@ -29,6 +29,7 @@ import numpy as np
 import pytest
 
 import millpond
+from millpond.hot import Code, Restoring
 from ponds import Pond
 from pools import helpers_of_multiprocessing
 from workers import in_threads, wait_until
@@ -97,6 +98,26 @@ def test_a_child_reads_what_is_spilled_while_it_is_forked(pond: Pond) -> None:
 
     assert in_child(read) == (list(range(12)), 3, [])
     assert read() == (list(range(12)), 3, [])
+
+
+def test_a_child_does_not_end_what_its_parent_restores(pond: Pond) -> None:
+    """A signal's handler may fork in the middle of a get; the child leaves it by an exception."""
+    store = pond.store("4MiB")
+    refs = [store.put(np.full(100_000, number)) for number in range(12)]
+    ref = next(ref for ref in refs if store._state(ref) == Code.SPILLED)
+    refs = [ref]
+
+    def leave() -> int:
+        work.__exit__()
+        return store._state(ref)
+
+    with Restoring(store, ref) as work:
+        assert work.place()[0] == Code.SPILLED
+        assert work.begin()[0] == Code.OK
+        assert in_child(leave) == Code.RESTORING
+        assert store._state(ref) == Code.RESTORING
+    assert store.check() == []
+    assert int(ref.get()[-1]) == int(ref.get(copy=True)[0])
 
 
 def test_what_parent_and_child_drop_is_their_own(store: millpond.Store) -> None:

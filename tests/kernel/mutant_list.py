@@ -58,6 +58,18 @@ MUTANTS: Final = (
         '    MP_FAILPOINT("drop.bit");',
     ),
     Mutant("closing keeps drafts", "refs.c", "if (draft) mp_leave(m, e, control, MP_ABANDONED);", ""),
+    Mutant(
+        "closing takes another's draft for its own",
+        "refs.c",
+        "bool draft = mp_owns_slot(m) && mp_state_of",
+        "bool draft = mp_state_of",
+    ),
+    Mutant(
+        "a hand-off of what is gone",
+        "refs.c",
+        "!= birth || mp_state_of(control) == MP_FREE) code = MP_NOT_FOUND;",
+        "!= birth) code = MP_NOT_FOUND;",
+    ),
     Mutant("a nonce of zero is a nonce", "refs.c", "return nonce != 0 && token != 0", "return token != 0"),
     Mutant(
         "the last delivery consumes nothing",
@@ -82,6 +94,30 @@ MUTANTS: Final = (
         "objects.c",
         "return mp_leave(m, e, mp_word(birth, MP_DRAFT), MP_RESIDENT) ? MP_OK : MP_IS_DELETED;",
         "atomic_store(&e->control, mp_word(birth, MP_RESIDENT));\n    return MP_OK;",
+    ),
+    Mutant(
+        "anybody ends a restore",
+        "objects.c",
+        "if (!mp_owns_slot(m) || e->owner != m->slot) return",
+        "if (!mp_owns_slot(m)) return",
+    ),
+    Mutant(
+        "anybody gives up a draft",
+        "objects.c",
+        "if (from == MP_DRAFT && e->owner != m->slot) there = false;",
+        "",
+    ),
+    Mutant(
+        "a tombstone is in memory",
+        "objects.c",
+        "return mp_owns_extent(state) && (!mp_is_dead(state) || mp_pinned(e));",
+        "return mp_owns_extent(state);",
+    ),
+    Mutant(
+        "a pool is full in the middle of a rebuild",
+        "table.c",
+        "mp_code code = mp_lock(m, -1);\n    if (code != MP_OK) return code;\n    if (!has_left(pool, count)) code = MP_POOL_FULL;",
+        "mp_code code = has_left(pool, count) ? MP_OK : MP_POOL_FULL;\n    if (code != MP_OK || mp_lock(m, -1) != MP_OK) return code;",
     ),
     Mutant("leaving a state wakes nobody", "objects.c", "if (seen & MP_WAIT_BIT) mp_event_bump(m);", ""),
     Mutant(
@@ -475,8 +511,8 @@ MUTANTS: Final = (
     Mutant(
         "who was given up for dead ends another's restore",
         "objects.c",
-        "if (!mp_owns_slot(m)) return MP_CLOSED; /* whoever",
-        "/* whoever",
+        "if (!mp_owns_slot(m) || e->owner != m->slot) return",
+        "if (e->owner != m->slot) return",
     ),
     Mutant(
         "an orphan comes where others are being reaped",

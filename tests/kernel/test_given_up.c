@@ -152,16 +152,35 @@ static void another_s_blocks_are_left_alone(void) {
     end();
 }
 
+/* Its refs are counted still, and lead to whatever is made in the same entry. */
+static void another_s_draft_is_left_alone(void) {
+    uint32_t entry, made;
+    uint64_t birth, made_birth, offset, size;
+    begin();
+    create(&lost, &entry, &birth);
+    CHECK_EQ(mp_view(&lost, entry, birth, &offset, &size), MP_OK);
+    give_up();
+    CHECK_EQ(mp_draft(&heir, 100, &made, &made_birth, &offset), MP_OK);
+    CHECK_EQ(made, entry);
+    mp_drop_all(&lost);
+    CHECK_EQ(mp_state(&a, made, made_birth), MP_IS_DRAFT);
+    CHECK_EQ(mp_seal(&heir, made, made_birth), MP_OK);
+    mp_unpin(&lost, entry, MP_ONE_VIEW);
+    end();
+}
+
 static void nothing_is_made_or_held_in_another_s_name(void) {
-    uint32_t entry, made, token;
-    uint64_t birth, made_birth, offset;
+    uint32_t entry, gone, made, token;
+    uint64_t birth, gone_birth, made_birth, offset;
     begin();
     create(&a, &entry, &birth);
+    create(&lost, &gone, &gone_birth);
     CHECK_EQ(mp_token_issue(&a, entry, birth, 1, 0, 7, &token), MP_OK);
     give_up();
     CHECK_EQ(mp_draft(&lost, 100, &made, &made_birth, &offset), MP_CLOSED);
     CHECK_EQ(mp_hold(&lost, entry, birth), MP_CLOSED);
     CHECK_EQ(mp_token_load(&lost, token, 7, entry, birth), MP_CLOSED);
+    CHECK_EQ(mp_token_issue(&lost, gone, gone_birth, 1, 0, 8, &made), MP_NOT_FOUND);
     CHECK((atomic_load(mp_holder_word(&a.entries[entry], lost.slot)) & mp_bit(lost.slot)) == 0);
     CHECK_EQ(a.entries[entry].tokens, 1);
     CHECK_EQ(mp_token_withdraw(&a, 0), MP_OK);
@@ -174,6 +193,7 @@ int main(int argc, char **argv) {
     RUN(another_s_segment_is_left_alone);
     RUN(another_s_restore_is_left_alone);
     RUN(another_s_blocks_are_left_alone);
+    RUN(another_s_draft_is_left_alone);
     RUN(nothing_is_made_or_held_in_another_s_name);
     return 0;
 }

@@ -76,6 +76,74 @@ static void pools_may_grow_during_a_rebuild(void) {
     close_store();
 }
 
+static uint32_t asked;
+
+static void asks(const char *name) {
+    if (strcmp(name, "rebuild.entries") != 0) return;
+    CHECK_EQ(mp_pool_ensure(&b, &a.header->pool_names, 1), MP_BUSY);
+    asked++;
+}
+
+/* It has grown as far as it can, and is empty; in the middle of the rebuild every item counts as used. */
+static void a_pool_that_is_rebuilt_is_not_full(void) {
+    uint64_t birth;
+    open_store();
+    uint32_t entry = make(&a, &birth);
+    CHECK_EQ(mp_name_set(&a, "name", 4, entry, birth, false), MP_OK);
+    CHECK_EQ(mp_pool_ensure(&a, &a.header->pool_names, a.geometry.names - 2), MP_OK);
+    CHECK_EQ(atomic_load(&a.header->pool_names.high), a.geometry.names);
+    CHECK_EQ(mp_name_remove(&a, "name", 4), MP_OK);
+    b.patience_ns = 1000;
+    CHECK_EQ(mp_lock(&a, -1), MP_OK);
+    failpoint_hook = asks;
+    CHECK_EQ(mp_rebuild(&a), MP_OK);
+    failpoint_hook = NULL;
+    mp_unlock(&a);
+    CHECK_EQ(asked, 1);
+    CHECK_EQ(mp_pool_ensure(&b, &a.header->pool_names, a.geometry.names - 1), MP_OK);
+    CHECK_EQ(mp_pool_ensure(&b, &a.header->pool_names, a.geometry.names), MP_POOL_FULL);
+    close_store();
+}
+
+/* A forked child has all that its parent's thread knew of a restore, or of a draft, and may leave the same blocks. */
+static void what_another_fills_is_not_ours_to_end(void) {
+    static const enum mp_state ends[] = {MP_RESIDENT, MP_SPILLED, MP_LOST};
+    uint64_t birth, offset, size, id;
+    uint32_t entry, segment;
+    mp_place place = {.length = 4096};
+    open_store();
+    CHECK_EQ(mp_segment_open(&a, 0, &segment, &id), MP_OK);
+    CHECK_EQ(mp_segment_reserve(&a, segment, place.length, &place.offset), MP_OK);
+    atomic_store(&place.segment, segment);
+    CHECK_EQ(mp_draft_bare(&a, 100, &entry, &birth), MP_OK);
+    CHECK_EQ(mp_abort(&b, entry, birth), MP_NOT_FOUND);
+    CHECK_EQ(mp_settle(&a, entry, birth, &place), MP_OK);
+    CHECK_EQ(mp_place_read(&a, entry, birth, &place, &size), MP_IS_SPILLED);
+    CHECK_EQ(mp_restore_begin(&a, entry, birth, &offset), MP_OK);
+    for (uint32_t i = 0; i < 3; i++) CHECK_EQ(mp_restore_end(&b, entry, birth, ends[i]), MP_CLOSED);
+    CHECK_EQ(mp_state(&a, entry, birth), MP_IS_RESTORING);
+    CHECK_EQ(mp_restore_end(&a, entry, birth, MP_RESIDENT), MP_OK);
+    mp_unpin(&a, entry, MP_ONE_OP);
+    close_store();
+}
+
+/* What is deleted is in memory as long as somebody views it, whoever holds a ref to it. */
+static void a_tombstone_keeps_no_memory(void) {
+    uint64_t birth, offset, size, kept[MP_SLOTS];
+    open_store();
+    uint32_t entry = make(&a, &birth);
+    CHECK_EQ(mp_view(&b, entry, birth, &offset, &size), MP_OK);
+    CHECK_EQ(mp_delete(&a, entry, birth), MP_OK);
+    for (uint32_t pinned = 0; pinned < 2; pinned++) {
+        mp_kept_bytes(&a, pinned, kept);
+        CHECK_EQ(kept[pinned ? b.slot : a.slot], mp_extent_bytes(size));
+    }
+    mp_unpin(&b, entry, MP_ONE_VIEW);
+    mp_kept_bytes(&a, false, kept);
+    CHECK_EQ(kept[a.slot], 0);
+    close_store();
+}
+
 /* close() drops all refs while another thread of the process is in the middle of a put. */
 static void a_put_outlives_the_drop_of_all(void) {
     uint64_t offset, other, birth, later;
@@ -220,6 +288,9 @@ static void another_file_is_neither_punched_nor_extended(void) {
 int main(int argc, char **argv) {
     check_arguments(argc, argv);
     RUN(pools_may_grow_during_a_rebuild);
+    RUN(a_pool_that_is_rebuilt_is_not_full);
+    RUN(what_another_fills_is_not_ours_to_end);
+    RUN(a_tombstone_keeps_no_memory);
     RUN(a_put_outlives_the_drop_of_all);
     RUN(a_closed_writer_abandons);
     RUN(put_off_drops_wait_once);

@@ -241,6 +241,7 @@ void mp_bury(mp_member *m, uint32_t entry);    /* takes a DEAD entry apart as fa
 void mp_collect(mp_member *m, uint32_t entry); /* an unreachable value becomes GARBAGE; the DEAD are buried */
 void mp_place_free(mp_member *m, mp_entry *e);
 bool mp_pinned(mp_entry *e);
+bool mp_seems_in_memory(mp_entry *e, enum mp_state state); /* needs no mutex, and is a guess: of a bare draft it is wrong */
 bool mp_leave(mp_member *m, mp_entry *e, uint64_t from, enum mp_state to); /* DRAFT, RESTORING -> to; wakes */
 
 /* --- edges.c: refs inside values --- */

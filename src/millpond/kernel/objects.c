@@ -150,6 +150,11 @@ bool mp_pinned(mp_entry *e) {
     return false;
 }
 
+/* Of the dead only what somebody pins has its extent still. */
+bool mp_seems_in_memory(mp_entry *e, enum mp_state state) {
+    return mp_owns_extent(state) && (!mp_is_dead(state) || mp_pinned(e));
+}
+
 void mp_bury(mp_member *m, uint32_t entry) {
     mp_entry *e = &m->entries[entry];
     uint64_t control = atomic_load(&e->control);
@@ -194,6 +199,7 @@ static mp_code die(mp_member *m, uint32_t entry, uint64_t birth, enum mp_state f
     mp_entry *e = &m->entries[entry];
     uint64_t control = atomic_load(&e->control);
     bool there = mp_birth_of(control) == birth && (from == MP_FREE || mp_state_of(control) == from);
+    if (from == MP_DRAFT && e->owner != m->slot) there = false; /* of a forked child's parent, who still writes it */
     if (there && kill_entry(m, e, how))
         mp_bury(m, entry);
     else
@@ -325,7 +331,7 @@ void mp_restore_step(mp_member *m, uint32_t entry) { atomic_fetch_add_explicit(&
 mp_code mp_restore_end(mp_member *m, uint32_t entry, uint64_t birth, enum mp_state state) {
     mp_entry *e = &m->entries[entry];
     uint64_t from = mp_word(birth, MP_RESTORING);
-    if (!mp_owns_slot(m)) return MP_CLOSED; /* whoever restores it now is another */
+    if (!mp_owns_slot(m) || e->owner != m->slot) return MP_CLOSED; /* whoever restores it is another: a forked child's parent, say */
     if (state == MP_RESIDENT) {
         uint64_t size = atomic_load(&e->size);
         uint64_t now = mp_ticks();

@@ -221,7 +221,7 @@ uint32_t mp_drain_quickly(mp_member *m) { return drain(m, QUICK_NS); }
 static void let_all_go(mp_member *m, uint32_t entry) {
     mp_entry *e = &m->entries[entry];
     uint64_t control = atomic_load(&e->control);
-    bool draft = mp_state_of(control) == MP_DRAFT && e->owner == m->slot;
+    bool draft = mp_owns_slot(m) && mp_state_of(control) == MP_DRAFT && e->owner == m->slot;
     if (draft && atomic_load(&m->locals[entry].pins) == 0) return;
     if (draft) mp_leave(m, e, control, MP_ABANDONED);
     if (atomic_exchange(&m->locals[entry].refs, 0) != 0) let_go(m, entry);
@@ -264,7 +264,8 @@ mp_code mp_token_issue(mp_member *m, uint32_t entry, uint64_t birth, uint32_t de
         mp_code code = mp_pool_ensure(m, pool, 1);
         if (code == MP_OK) code = mp_lock(m, -1);
         if (code != MP_OK) return code;
-        if (mp_birth_of(atomic_load(&m->entries[entry].control)) != birth) code = MP_NOT_FOUND;
+        uint64_t control = atomic_load(&m->entries[entry].control);
+        if (mp_birth_of(control) != birth || mp_state_of(control) == MP_FREE) code = MP_NOT_FOUND;
         uint32_t index = code == MP_OK ? mp_pool_take(m, pool) : 0;
         if (index != 0) {
             mp_token *t = &m->tokens[index];

@@ -44,7 +44,7 @@ void mp_kept_bytes(mp_member *m, bool pinned, uint64_t bytes[MP_SLOTS]) {
         mp_entry *e = &m->entries[i];
         enum mp_state state = mp_state_of(atomic_load_explicit(&e->control, memory_order_relaxed));
         uint64_t size = atomic_load_explicit(&e->size, memory_order_relaxed);
-        if (mp_owns_extent(state)) add_to_each(pinned ? e->pins : e->holders, mp_extent_bytes(size), bytes);
+        if (mp_seems_in_memory(e, state)) add_to_each(pinned ? e->pins : e->holders, mp_extent_bytes(size), bytes);
     }
 }
 

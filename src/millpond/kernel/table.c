@@ -294,15 +294,27 @@ static shape shape_of(mp_member *m, mp_pool *pool) {
     return (shape){(uint8_t *)m->spans, sizeof(mp_span), offsetof(mp_span, bin_next), g->spans, "spans"};
 }
 
+static bool has_left(const mp_pool *pool, uint32_t count) {
+    uint32_t high = atomic_load(&pool->high), used = atomic_load(&pool->used);
+    return high >= used && high - used >= count;
+}
+
+/* In the middle of a rebuild, and after a death there, every item counts as used. */
+static mp_code judge_full(mp_member *m, const mp_pool *pool, uint32_t count, const char *name) {
+    mp_code code = mp_lock(m, -1);
+    if (code != MP_OK) return code;
+    if (!has_left(pool, count)) code = MP_POOL_FULL;
+    mp_unlock(m);
+    if (code != MP_OK) m->full_pool = name;
+    return code;
+}
+
 mp_code mp_pool_ensure(mp_member *m, mp_pool *pool, uint32_t count) {
     shape s = shape_of(m, pool);
     for (;;) {
-        uint32_t high = atomic_load(&pool->high), used = atomic_load(&pool->used);
-        if (high >= used && high - used >= count) return MP_OK;
-        if (high >= s.capacity) {
-            m->full_pool = s.name;
-            return MP_POOL_FULL;
-        }
+        uint32_t high = atomic_load(&pool->high);
+        if (has_left(pool, count)) return MP_OK;
+        if (high >= s.capacity) return judge_full(m, pool, count, s.name);
         uint64_t step = MP_PAGE * 4 / s.stride + count;
         if (step < high / 8) step = high / 8;
         uint32_t next = high + step < s.capacity ? (uint32_t)(high + step) : s.capacity;
