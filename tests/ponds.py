@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import millpond
+from millpond.store import registry
 from workers import Worker, inherited, wait_until
 
 
@@ -113,6 +114,8 @@ class Pond:
                 assert settled(store) == {}
             store.close()
         self._stores.clear()
+        if self.registry.exists():
+            registry.sweep(str(self.registry))  # of programs that were killed
         assert sorted(path.name for path in self.registry.glob("*")) in ([], ["dirlock"])
         assert [path for path in self.spill.rglob("*") if path.parent != self.spill] == []
 

@@ -208,8 +208,7 @@ def fork(own: Any) -> None:
 
 def sweep(own: Any) -> None:
     root = registry.root_of()
-    with registry.locked(root):
-        registry.sweep(root, bases=[Path(own.spill)])
+    registry.sweep(root, bases=[Path(own.spill)])
 
 
 def background(own: Any) -> None:

@@ -297,8 +297,8 @@ def test_looking_at_a_store_does_not_drop_its_locks(root: str) -> None:
     files = make_store(root, slot=5)
     with registry.locked(root):
         registry.list_stores(root)
-        registry.sweep(root)
         registry.find(root, files.uuid).close()
+    registry.sweep(root)
     with registry.locked(root), pytest.raises(AttachError):
         registry.find(root, "no such name")
     assert seen_by_another(files.path) == {5: os.getpid()}
@@ -373,8 +373,7 @@ def test_a_fifo_in_a_files_place_keeps_nobody(root: str, file: str) -> None:
     os.mkfifo(f"{files.path}/{file}", 0o600)
     assert [info.name for info in registry.list_stores(root)] == ["one"] * (file != "name")
     files.close()
-    with registry.locked(root):
-        registry.sweep(root)
+    registry.sweep(root)
 
 
 def test_sweep_removes_the_dead_and_not_the_living(root: str, tmp_path: Path) -> None:
@@ -385,19 +384,17 @@ def test_sweep_removes_the_dead_and_not_the_living(root: str, tmp_path: Path) ->
         (neighbour,) = {info.uuid for info in registry.list_stores(root)} - {alive.uuid}
         neighbour_spilled = spill_something(base, neighbour)
         path, spilled = abandoned(root, base)
-        with registry.locked(root):
-            planned = registry.sweep(root, dry_run=True)
-            assert Path(path).exists() and spilled.exists()
-            removed = registry.sweep(root)
-            assert registry.sweep(root) == []
+        planned = registry.sweep(root, dry_run=True)
+        assert Path(path).exists() and spilled.exists()
+        removed = registry.sweep(root)
+        assert registry.sweep(root) == []
         assert [item.path for item in removed] == [str(spilled), path]
         assert removed == planned and removed[0].bytes >= 10_000
         assert not Path(path).exists() and not spilled.exists()
         assert alive_spilled.exists() and neighbour_spilled.exists()
         assert len(registry.list_stores(root)) == 2
     alive.close()
-    with registry.locked(root):
-        assert len(registry.sweep(root)) == 4
+    assert len(registry.sweep(root)) == 4
     assert os.listdir(root) == ["dirlock"]
 
 
@@ -405,8 +402,7 @@ def test_a_killed_member_is_swept(root: str, tmp_path: Path) -> None:
     with child(member(root, 0, spill=(str(tmp_path),))) as pid:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        with registry.locked(root):
-            assert len(registry.sweep(root)) == 1
+        assert len(registry.sweep(root)) == 1
 
 
 def test_a_forked_child_without_a_lock_of_its_own_keeps_the_store(root: str) -> None:
@@ -416,12 +412,10 @@ def test_a_forked_child_without_a_lock_of_its_own_keeps_the_store(root: str) -> 
     with child(lambda: None):
         os.close(fresh)
         files.close()
-        with registry.locked(root):
-            assert registry.sweep(root) == []
-            (info,) = registry.list_stores(root)
-            assert (info.address, info.pids) == (files.path, ())
-    with registry.locked(root):
-        assert len(registry.sweep(root)) == 1
+        assert registry.sweep(root) == []
+        (info,) = registry.list_stores(root)
+        assert (info.address, info.pids) == (files.path, ())
+    assert len(registry.sweep(root)) == 1
 
 
 def test_retiring_ends_a_member_for_all_users_of_its_files(root: str, tmp_path: Path) -> None:
@@ -452,10 +446,8 @@ def test_a_living_store_whose_files_were_removed_is_left_alone(root: str, file: 
     with child(member(root, 0)):
         (info,) = registry.list_stores(root)
         os.unlink(f"{info.address}/{file}")
-        with registry.locked(root):
-            assert registry.sweep(root) == []
-    with registry.locked(root):
-        assert len(registry.sweep(root)) == 1
+        assert registry.sweep(root) == []
+    assert len(registry.sweep(root)) == 1
 
 
 @pytest.mark.parametrize("content", [None, "", "[", "5", '{"a": 1}', "[1, 2]"])
@@ -466,8 +458,7 @@ def test_a_store_that_was_never_complete_is_swept(root: str, content: str | None
         (path / "spill").write_text(content)
         (path / "spill").chmod(0o600)
     assert registry.list_stores(root) == []
-    with registry.locked(root):
-        assert [item.path for item in registry.sweep(root)] == [str(path)]
+    assert [item.path for item in registry.sweep(root)] == [str(path)]
     assert not path.exists()
 
 
@@ -478,8 +469,7 @@ def test_sweep_touches_nothing_else(root: str, tmp_path: Path) -> None:
     Path(root, "cd" * 16).touch()
     Path(root, "ef" * 16).symlink_to(tmp_path)
     (spilled / "keep.txt").write_text("not a segment")
-    with registry.locked(root):
-        registry.sweep(root)
+    registry.sweep(root)
     assert not Path(path).exists()
     assert (spilled / "keep.txt").exists() and len(list(spilled.iterdir())) == 1
     assert len(os.listdir(root)) == 6  # with dirlock
@@ -488,12 +478,55 @@ def test_sweep_touches_nothing_else(root: str, tmp_path: Path) -> None:
 def test_a_spill_directory_that_cannot_be_trusted_stays_with_its_record(root: str, tmp_path: Path) -> None:
     path, spilled = abandoned(root, tmp_path / "spill")
     spilled.chmod(0o755)
-    with registry.locked(root):
-        assert registry.sweep(root) == []
+    assert registry.sweep(root) == []
     assert Path(path, "spill").exists() and len(list(spilled.iterdir())) == 1
     spilled.chmod(0o700)
-    with registry.locked(root):
-        assert len(registry.sweep(root)) == 2
+    assert len(registry.sweep(root)) == 2
+
+
+def test_nobody_waits_for_a_sweep(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither for the registry, nor by sweeping the same store: its disk may hang."""
+    path, spilled = abandoned(root, tmp_path / "spill")
+    removing: list[Path] = []
+
+    def remove(base: Path, store_uuid: bytes) -> int:
+        removing.append(base)
+        assert registry.sweep(root, timeout=0) == []
+        with child(member(root, 0, name="another")):
+            assert [info.name for info in registry.list_stores(root)] == ["another"]
+        return sweep_spilled(base, store_uuid)
+
+    sweep_spilled = spill_directory.sweep
+    monkeypatch.setattr(spill_directory, "sweep", remove)
+    assert [item.path for item in registry.sweep(root)] == [str(spilled), path]
+    assert removing == [tmp_path / "spill"]
+
+
+@pytest.mark.parametrize("after", ["sweep", "store_directory"])
+def test_a_sweep_that_is_killed_is_repeated(root: str, tmp_path: Path, after: str) -> None:
+    path, spilled = abandoned(root, tmp_path / "spill")
+    real = getattr(spill_directory, after)
+
+    def die(*arguments: Any) -> Any:
+        real(*arguments)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    pid = os.fork()
+    if pid == 0:
+        setattr(spill_directory, after, die)
+        registry.sweep(root)
+        os._exit(1)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+    assert Path(path, "spill").exists() and spilled.exists() == (after != "sweep")
+    assert str(path) in [item.path for item in registry.sweep(root)]
+    assert not spilled.exists() and os.listdir(root) == ["dirlock"]
+
+
+def test_a_sweep_of_one_store_leaves_the_others(root: str, tmp_path: Path) -> None:
+    one, other = abandoned(root, tmp_path)[0], abandoned(root, tmp_path)[0]
+    removed = registry.sweep(root, only=bytes.fromhex(os.path.basename(one)))
+    assert removed[-1].path == one and Path(other).exists()
+    assert registry.sweep(root)[-1].path == other
 
 
 # --- together ---
@@ -502,15 +535,15 @@ def test_a_spill_directory_that_cannot_be_trusted_stays_with_its_record(root: st
 def come_and_go(root: str, base: Path, rounds: int) -> None:
     """A process that creates, looks, sweeps and leaves; fails if anybody removes what it lives in."""
     for number in range(rounds):
+        registry.sweep(root)
         with registry.locked(root):
-            registry.sweep(root)
             files = registry.create(root, uuid.uuid4().bytes, spill=(str(base),))
             byte_lock(files.lock_fd, number % 256)
         spilled = spill_something(base, files.uuid)
         assert files.uuid in {info.uuid for info in registry.list_stores(root)}
         with registry.locked(root):
             registry.find(root, files.uuid).close()
-            registry.sweep(root)
+        registry.sweep(root)
         assert Path(files.path, "lock").exists() and len(list(spilled.iterdir())) == 1
         files.close()
 
@@ -521,8 +554,7 @@ def test_many_processes_come_and_go(root: str, tmp_path: Path) -> None:
 
     with child(work), child(work):
         come_and_go(root, tmp_path / "spill", 40)
-    with registry.locked(root):
-        registry.sweep(root)
+    registry.sweep(root)
     assert os.listdir(root) == ["dirlock"]
     assert os.listdir(spill_directory.user_directory(tmp_path / "spill")) == []
 

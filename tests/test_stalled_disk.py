@@ -43,6 +43,17 @@ def put_many(own: Any, first: int, count: int) -> int:
     return len(own.refs)
 
 
+def make_and_fill(own: Any, base: Path) -> str:
+    own.store = millpond.Store("4MiB", spill_dir=base)
+    put_many(own, 0, 8)
+    return own.store.address
+
+
+def leave(own: Any) -> None:
+    own.refs.clear()
+    own.store.close()
+
+
 def forget(own: Any) -> None:
     own.refs.clear()
 
@@ -91,6 +102,26 @@ def test_a_frozen_disk(pond: Pond, disk: Disk) -> None:
     del views, resident
     kept.clear()
     assert store.check() == []
+
+
+def test_a_dead_store_on_a_frozen_disk(pond: Pond, disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sweeps it goes on in the background, and nobody else sweeps it meanwhile."""
+    monkeypatch.setattr("millpond.store.membership.SWEEPING_S", 0.2)
+    base = disk.path / "spill"
+    victim, other = pond.worker(program=True), pond.worker(program=True)
+    address = victim.run(make_and_fill, base)
+    spilled = base / f"millpond-{os.geteuid()}" / os.path.basename(address)
+    with disk.frozen():
+        victim.kill()
+        assert pond.store("4MiB", spill_dir=pond.spill).put(1).get() == 1
+        assert [thread.name for thread in threading.enumerate()].count("millpond-sweep") == 1
+        assert pond.store("4MiB", spill_dir=pond.spill).put(2).get() == 2
+        other.run(make_and_fill, pond.spill)
+        assert not is_waiting(other.pid) and os.path.exists(address)
+        other.run(leave)
+        assert os.path.exists(address) and spilled.exists(), "it is for whoever sweeps it"
+    wait_until(lambda: not os.path.exists(address))
+    assert not spilled.exists()
 
 
 class Stalling(System):

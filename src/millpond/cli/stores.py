@@ -67,9 +67,8 @@ def run_ls(_: argparse.Namespace) -> int:
 def run_gc(args: argparse.Namespace) -> int:
     """Sweeps, and prints what went."""
     root = registry.root_of()
-    with registry.locked(root):
-        bases = [*usual_bases(), *map(Path, args.spill_dir)]
-        removed = registry.sweep(root, dry_run=args.dry_run, bases=bases)
+    bases = [*usual_bases(), *map(Path, args.spill_dir)]
+    removed = registry.sweep(root, dry_run=args.dry_run, bases=bases)
     for each in removed:
         print(f"{each.path}  {format_bytes(each.bytes)}")
     if not removed:

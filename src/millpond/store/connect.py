@@ -30,6 +30,8 @@ def connect(key: str | bytes, *, create: bool = False, **options: Any) -> Store:
     if options and not create:
         raise TypeError("options describe a new store: pass create=True with them")
     checked = Options.check(**options) if create else None
+    if checked is not None and membership.known(key) is None:
+        membership.sweep(checked.spill_dirs)
     with membership.exclusive(key):
         store = membership.known(key)
         if store is not None:

@@ -1,7 +1,7 @@
 """Becoming a member: creating a store, connecting to one, leaving it; one member per store and process.
 
-Invariants: create, attach and the sweep run under the registry's lock; a pickled ref attaches by itself;
-the last member that leaves removes the store's directories.
+Invariants: create and attach run under the registry's lock; a pickled ref attaches by itself; the last member
+that leaves removes the store's directories. What others have left is swept by whoever creates a store.
 Not here: what a member does (store.py), directories and descriptors (registry.py, files.py, peers.py).
 """
 
@@ -10,7 +10,9 @@ from __future__ import annotations
 import atexit
 import mmap
 import os
+import threading
 import weakref
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,8 +35,26 @@ ARENA_MAX = 4 * MEMORY_MAX
 CALLS = tuple(f"millpond.{room}." for room in ("store", "values", "refcount", "spill", "eviction"))
 ENDING_S = 2.0  # for the calls of daemon threads, which the end of their stores ends
 LEAVING_S = 0.5  # a sweep that is missed when leaving is made by whoever creates the next store
+SWEEPING_S = 5.0  # a new store waits so long for what the dead have left; then it goes in the background
 
 _stores: weakref.WeakValueDictionary[bytes, Store] = weakref.WeakValueDictionary()
+
+
+def sweep(spill_dirs: Iterable[str]) -> None:
+    """Removes what dead stores have left, also in these directories; where a disk hangs, it goes on doing so
+    in the background. For whoever is going to create a store, not yet in `exclusive()`."""
+    root = registry.root_of()
+    bases = {*map(Path, spill_dirs)}
+
+    def work() -> None:
+        with suppress(Exception):
+            registry.sweep(root, bases=bases.union(spill_directory.usual_bases()), timeout=LEAVING_S)
+
+    thread = threading.Thread(target=work, name="millpond-sweep", daemon=True)
+    if threads.start(thread):
+        threads.await_end(thread, None, SWEEPING_S)
+    else:
+        work()
 
 
 def create(store: Store, name: str | None, options: Options) -> StoreFiles:
@@ -43,8 +63,6 @@ def create(store: Store, name: str | None, options: Options) -> StoreFiles:
     uuid = os.urandom(16)
     root = registry.root_of()
     table_bytes, arena_bytes = _sizes(options.memory_limit)
-    with registry.usable(root):
-        registry.sweep(root, bases={*spill_directory.usual_bases(), *map(Path, options.spill_dirs)})
     files = registry.create(root, uuid, name, options.spill_dirs)
     try:
         table_fd, arena_fd = peers.create_memfds(uuid, table_bytes, arena_bytes)
@@ -144,12 +162,12 @@ def _check_header(table_fd: int, uuid: bytes) -> None:
 
 
 def _enter(store: Store, files: StoreFiles, table_fd: int, arena_fd: int) -> None:
-    root = os.path.dirname(files.path)
+    root, uuid = os.path.dirname(files.path), files.uuid
 
     def left() -> None:
         _close(files, table_fd, arena_fd)
-        with suppress(MillpondError, OSError), registry.locked(root, LEAVING_S):
-            registry.sweep(root)
+        with suppress(MillpondError, OSError):
+            registry.sweep(root, only=uuid, timeout=LEAVING_S)
 
     store._attach(table_fd, arena_fd, files.lock_fd, files.birth_fd, left)
 
@@ -180,7 +198,7 @@ def exists(key: str) -> bool:
 
 
 def exclusive(key: str | bytes | None = None) -> AbstractContextManager[None]:
-    """A context in which nobody else creates, attaches to or sweeps stores in that registry."""
+    """A context in which nobody else creates or attaches to stores in that registry."""
     return registry.locked(registry.root_of(key))
 
 

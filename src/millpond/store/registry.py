@@ -3,8 +3,10 @@
 The root is `$MILLPOND_DIR`, or `/tmp/millpond-<uid>`; in it lie `dirlock` and the directories of the stores,
 each named by its uuid.
 Invariants: everything here is verified to be this user's alone before it is used (private.py); what is alive
-is never removed; create, find and sweep run under `locked(root)`, and a member that joins holds it until its
-byte lock is taken; nothing is written when members come or go.
+is never removed; create and find run under `locked(root)`, and a member that joins holds it until its byte
+lock is taken, so what is dead then stays dead; nothing is written when members come or go. A sweep looks
+under `locked(root)` and removes without it, since a disk may hang: whoever has the flock of a dead store's
+directory removes it, alone, and its record last.
 Not here: the memory of a store and how it is joined (peers.py), slots (the kernel), what lies in a
 spill directory (spill/).
 """
@@ -18,7 +20,7 @@ import re
 import stat
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -123,10 +125,7 @@ def locked(root: str, timeout: float = DIRLOCK_TIMEOUT_S) -> Iterator[None]:
     try:
         yield
     finally:
-        # A child forked meanwhile shares the lock: it ends here, not with the child's descriptor.
-        with suppress(OSError):
-            fcntl.flock(fd, fcntl.LOCK_UN)
-        descriptors.close(fd)
+        _let_go(fd)
 
 
 def _lock_file(path: str, deadline: float) -> int:
@@ -257,35 +256,52 @@ def list_stores(root: str) -> list[StoreInfo]:
     return found
 
 
-def sweep(root: str, dry_run: bool = False, bases: Iterable[Path] = ()) -> list[Removed]:
+def sweep(
+    root: str,
+    dry_run: bool = False,
+    bases: Iterable[Path] = (),
+    only: bytes | None = None,
+    timeout: float = DIRLOCK_TIMEOUT_S,
+) -> list[Removed]:
     """Removes what dead stores have left in `root` and in their spill directories, and returns it;
-    with `dry_run` it only returns it. Call it under `locked(root)`.
+    with `dry_run` it only returns it. What another sweep is removing is left to it.
 
     A spill directory that cannot be removed now keeps its store's record, for the next sweep. `bases` are
-    looked through for spill directories of stores that have no record in any registry any more.
+    looked through for spill directories of stores that have no record in any registry any more. `only`: the
+    store with that uuid, and no other. Takes `locked(root, timeout)` for the look: raises what that raises.
     """
     removed: list[Removed] = []
-    known = {uuid for _, uuid in _directories(root)}
-    for base in bases:
-        found = sweep_abandoned(base, known, dry_run)
-        removed += [Removed(str(path), nbytes) for path, nbytes in found]
-    for path, uuid in _directories(root):
-        with suppress(OSError, AttachError, SpillError):
-            if not _is_alive(path):
-                removed += _bury(path, uuid, dry_run)
+    with ExitStack() as claims:
+        with locked(root, timeout):
+            known = dict(_directories(root))
+            dead = [path for path, uuid in known.items() if only in (None, uuid) and _claim(path, claims)]
+        for base in bases:
+            found = sweep_abandoned(base, known.values(), dry_run)
+            removed += [Removed(str(path), nbytes) for path, nbytes in found]
+        for path in dead:
+            with suppress(OSError, AttachError, SpillError):
+                removed += _bury(path, known[path], dry_run)
     return removed
 
 
-def _is_alive(path: str) -> bool:
-    # Without `lock` its creator died before the store was complete, or somebody removed the file.
-    with suppress(FileNotFoundError):
-        if probe(path):
-            return True
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | descriptors.OPEN_FLAGS)
-    try:
-        return not _try_flock(fd)
-    finally:
-        descriptors.close(fd)
+def _claim(path: str, claims: ExitStack) -> bool:
+    """Whether the store is dead and left to us: nobody else removes it as long as `claims` are open."""
+    with suppress(OSError, AttachError):
+        # Without `lock` its creator died before the store was complete, or somebody removed the file.
+        with suppress(FileNotFoundError):
+            if probe(path):
+                return False
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | descriptors.OPEN_FLAGS)
+        claims.callback(_let_go, fd)
+        return _try_flock(fd)
+    return False
+
+
+def _let_go(fd: int) -> None:
+    # A child forked meanwhile shares the lock: it ends here, not with the child's descriptor.
+    with suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    descriptors.close(fd)
 
 
 def _bury(path: str, uuid: bytes, dry_run: bool) -> Iterator[Removed]:
@@ -317,6 +333,7 @@ def retire(files: StoreFiles, timeout: float = 0.5) -> None:
     if files.closed:
         return
     root = os.path.dirname(files.path)
-    with suppress(MillpondError, OSError), locked(root, timeout):
-        files.close()
-        sweep(root)
+    with suppress(MillpondError, OSError):
+        with locked(root, timeout):
+            files.close()
+        sweep(root, only=files.uuid, timeout=timeout)

@@ -91,6 +91,7 @@ class Store(Core):
         options = Options.check(
             memory_limit, spill_dir, spill_limit, compression, eviction, handoff_timeout, overflow_limit
         )
+        membership.sweep(options.spill_dirs)
         with membership.exclusive():
             self._start(name, options)
 
