@@ -5,7 +5,7 @@
 #include <sys/mman.h>
 
 #define SEGMENTS 64u
-#define STRETCHES 32768u /* of the disk; a segment has that of its id, which no other has for long */
+#define STRETCHES 2048u /* of the disk; a segment has that of its id, which no other has for long */
 #define RETRIES 50
 #define AGENT_NAMES 12u
 #define NAME_BYTES 16u

@@ -12,7 +12,7 @@
 
 #define BOARD 48u
 #define AGENT_REFS 24u
-#define SEGMENT_BYTES (16ull << 20)
+#define SEGMENT_BYTES (2ull << 20)
 
 typedef struct playground {
     _Atomic uint64_t board[BOARD];     /* entry | birth << 16 */

@@ -20,6 +20,7 @@ storm *weather;
 static storm_row *own_row;
 static uint32_t own_pid;
 static storm_fate own_fate;
+static const uint64_t no_limit = UINT64_MAX;
 static agent second; /* of the other thread */
 static pthread_t thread;
 static bool has_thread;
@@ -116,10 +117,25 @@ static void queue(agent *a) {
     CHECK(code == MP_OK || is_busy(a, code));
 }
 
-static void change_limit(agent *a) {
-    uint64_t limit = weather->memory_limit / 2 + below(a, weather->memory_limit / 2);
-    mp_set_limits(a->m, &limit, NULL, NULL);
+static void change_limits(agent *a) {
+    uint64_t limit = weather->memory_limit / 2 + below(a, weather->memory_limit / 2), disk = below(a, 16 << 20);
+    mp_set_limits(a->m, &limit, below(a, 4) == 0 ? &disk : &no_limit, NULL);
     (void)mp_idle_bytes(a->m);
+}
+
+/* What policies and people ask for: rows of things that may be gone by the time they are read. */
+static void survey(agent *a) {
+    mp_candidate candidates[8];
+    mp_object objects[8];
+    mp_segment_row rows[8];
+    uint64_t bytes[MP_SLOTS];
+    uint32_t found, cursor = 0;
+    while (cursor < mp_entries_backed(a->m) && mp_candidates(a->m, &cursor, candidates, 8) != 0) continue;
+    cursor = 0;
+    while (cursor < mp_entries_backed(a->m) && mp_objects(a->m, &cursor, objects, 8, &found) == MP_OK) continue;
+    cursor = 0;
+    (void)mp_segments(a->m, &cursor, rows, 8, &found);
+    mp_kept_bytes(a->m, true, bytes);
 }
 
 /* Many values of one size, or none. */
@@ -229,7 +245,8 @@ static void step(agent *a) {
     switch (below(a, 600)) {
     case 0: fork_on(a); break;
     case 1: look(a); break;
-    case 2: change_limit(a); break;
+    case 2: change_limits(a); break;
+    case 16: survey(a); break;
     case 3: (void)mp_finish(a->m); break;
     case 4:
     case 5:
@@ -264,5 +281,10 @@ void storm_work(uint32_t row, uint64_t salt, storm_fate fate) {
     for (uint64_t life = below(&worker, LIFE); life != 0 && !atomic_load_explicit(&weather->over, memory_order_relaxed); life--)
         step(&worker);
     end_thread();
+    if (below(&worker, 2) == 0) { /* as a store that is closed with all that it has */
+        while (worker.view_count) mp_unpin(&member, (uint32_t)(worker.views[--worker.view_count] & 0xffff), MP_ONE_VIEW);
+        worker.ref_count = 0;
+        mp_drop_all(&member);
+    }
     leave();
 }

@@ -202,10 +202,11 @@ static void die_down(void) {
     for (pid_t pid; (pid = wait_for_one(WNOHANG)) >= 0;)
         if (pid == 0) let_go_on(), rest(100);
     for (uint32_t r = 0; r < STORM_ROWS; r++) steps += atomic_load(&weather->rows[r].steps);
-    uint64_t limit = weather->memory_limit;
-    mp_set_limits(&self, &limit, NULL, NULL);
+    uint64_t limit = weather->memory_limit, none = UINT64_MAX;
+    mp_set_limits(&self, &limit, &none, NULL);
     fixture_check(&self);
     while (mp_reap_dead(&self) != 0) continue; /* of the slots of orphans one at a time */
+    agent_sweep(&self, ground); /* room for what survives */
     survive();
     repairs += self.header->recoveries;
     checks += atomic_load(&weather->checks) + 2; /* and those at the end */
