@@ -147,6 +147,7 @@ bench: venv ## run the benchmarks (some ten minutes): JSON in benchmarks/results
 	$(BIN)/python benchmarks/large.py
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/references.py
+	$(BIN)/python benchmarks/values.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/tails.py
 	$(BIN)/python benchmarks/holds.py

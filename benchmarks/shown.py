@@ -65,6 +65,15 @@ def references(results: Any) -> str:
     return markdown(["microseconds", *(f"a {name}" for name in next(iter(results.values())))], rows)
 
 
+def values(results: Any) -> str:
+    """Of values.py: milliseconds."""
+    tables = []
+    for found in results.values():
+        rows = [[what, *(spread(timing, 1e3) for timing in by.values())] for what, by in found.items()]
+        tables.append(markdown(["milliseconds", *(f"`{name}`" for name in next(iter(found.values())))], rows))
+    return "\n\n".join(tables)
+
+
 def scale(results: Any) -> str:
     """Of scale.py."""
     rows = [
@@ -126,6 +135,7 @@ TABLES = {
     "small": small,
     "large": large,
     "references": references,
+    "values": values,
     "scale": scale,
     "tails": tails,
     "holds": holds,

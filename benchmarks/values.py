@@ -11,17 +11,20 @@ Run: python benchmarks/values.py
 from __future__ import annotations
 
 import collections
+import json
 import pickle
 import pickletools
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 import cloudpickle
 import numpy as np
-from harness import Timing, machine, markdown, save, timings
+from harness import machine, save, timings
+from shown import values
 
 import millpond
 
@@ -80,26 +83,15 @@ def refused(store: millpond.Store, value: Any) -> dict[str, Callable[[], float]]
     }
 
 
-def table(results: dict[str, dict[str, Timing]]) -> str:
-    """A row for each value, a column for each contestant."""
-    heads = next(iter(results.values()))
-    rows = [[what, *(milliseconds(timing) for timing in found.values())] for what, found in results.items()]
-    return markdown(["milliseconds: median (fastest-slowest round)", *heads], rows)
-
-
-def milliseconds(timing: Timing) -> str:
-    """ "1.23 (1.20-1.40)"."""
-    return f"{timing.median * 1e3:.3g} ({timing.low * 1e3:.3g}-{timing.high * 1e3:.3g})"
-
-
 def main() -> None:
     """Measures each value in alternating rounds and prints two tables."""
     with millpond.Store("256MiB", spill_limit=0) as store:
         told = {what: timings(read(store, value), ROUNDS) for what, value in VALUES.items()}
         culprits = {what: timings(refused(store, value), ROUNDS) for what, value in AT_FAULT.items()}
-    print(table(told), table(culprits), sep="\n\n")
+    results = {"explain": told, "culprits": culprits}
+    print(values(json.loads(json.dumps(results, default=asdict))))
     print("\n" + ", ".join(f"{name} {text}" for name, text in machine().items()))
-    print(f"saved to {save('values', {'explain': told, 'culprits': culprits})}")
+    print(f"saved to {save('values', results)}")
 
 
 if __name__ == "__main__":
