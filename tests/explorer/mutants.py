@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from explorer import holds, orphans, pins, rewrites, scenarios, segments, slots, waits
+from explorer import holds, moving, names, orphans, pins, rewrites, scenarios, segments, slots, waits
 from explorer.machine import Machine, StoreBuffers, Views
 from explorer.scenarios import Build
 
@@ -112,6 +112,17 @@ MUTANTS: Final = (
         BOTH,
     ),
     Mutant("both slots of orphans are reaped at once", orphans.reaper_of_orphans_that_is_killed, BOTH),
+    Mutant("a rebuild leaves the counts of names", names.name_that_is_replaced, BOTH),
+    Mutant("who has lost its name is not tested", names.name_that_is_removed, BOTH),
+    Mutant("a lookup holds whatever has the entry now", names.name_that_is_removed, BOTH),
+    Mutant("a lookup asks once", names.name_that_is_replaced, BOTH),
+    Mutant("what is garbage gets a name", names.name_by_one_taken_for_dead, BOTH),
+    Mutant("a mover trusts the span of an object that is gone", moving.mover_beside_a_death, BOTH),
+    Mutant("whatever has the entry now is moved", moving.mover_beside_a_rebirth, BOTH),
+    Mutant("a mover trusts the offset that it planned with", moving.mover_beside_an_eviction, BOTH),
+    Mutant("a nest that somebody has taken is taken", moving.mover_that_is_killed, BOTH),
+    Mutant("a move is true before it is made", moving.mover_that_is_killed, BOTH),
+    Mutant("a rebuild leaves what was being moved EVICTING", moving.mover_that_is_killed, BOTH),
     Mutant("who waits counts itself relaxed", waits.waits_for_an_event, C11),
     Mutant("who waits looks before it counts itself", waits.waits_for_an_event, C11),
     Mutant("who wakes bumps relaxed", waits.waits_for_an_event, C11),

@@ -18,6 +18,13 @@ from explorer.holds import (
     large_put_beside_small_ones,
 )
 from explorer.machine import Scenario
+from explorer.moving import (
+    mover_beside_a_death,
+    mover_beside_a_rebirth,
+    mover_beside_an_eviction,
+    mover_that_is_killed,
+)
+from explorer.names import name_by_one_taken_for_dead, name_that_is_removed, name_that_is_replaced
 from explorer.orphans import (
     orphan_without_a_lock,
     orphans_beside_a_reaper,
@@ -314,5 +321,12 @@ SCENARIOS: Final[tuple[Build, ...]] = (
     orphans_beside_a_reaper,
     orphan_without_a_lock,
     reaper_of_orphans_that_is_killed,
+    name_that_is_replaced,
+    name_that_is_removed,
+    name_by_one_taken_for_dead,
+    mover_beside_a_death,
+    mover_beside_a_rebirth,
+    mover_beside_an_eviction,
+    mover_that_is_killed,
     waits_for_an_event,
 )

@@ -515,6 +515,12 @@ MUTANTS: Final = (
         "if (e->owner != m->slot) return",
     ),
     Mutant(
+        "what is garbage gets a name",
+        "names.c",
+        "state != MP_FREE && state != MP_GARBAGE;",
+        "state != MP_FREE;",
+    ),
+    Mutant(
         "an orphan comes where others are being reaped",
         "fork.c",
         "if (mp_slot_state_of(word) == MP_SLOT_REAPING) m->fork_slot",

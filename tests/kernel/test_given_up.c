@@ -188,6 +188,21 @@ static void nothing_is_made_or_held_in_another_s_name(void) {
     end();
 }
 
+/* Its refs are gone with its slot. Somebody views what was its: it is garbage, but there. */
+static void what_it_held_gets_no_name(void) {
+    uint32_t entry, found;
+    uint64_t birth, offset, size, found_birth;
+    begin();
+    create(&lost, &entry, &birth);
+    CHECK_EQ(mp_view(&a, entry, birth, &offset, &size), MP_OK);
+    give_up();
+    CHECK_EQ(mp_state_of(atomic_load(&a.entries[entry].control)), MP_GARBAGE);
+    CHECK_EQ(mp_name_set(&lost, "late", 4, entry, birth, true), MP_NOT_FOUND);
+    CHECK_EQ(mp_name_hold(&a, "late", 4, &found, &found_birth), MP_NOT_FOUND);
+    mp_unpin(&a, entry, MP_ONE_VIEW);
+    end();
+}
+
 int main(int argc, char **argv) {
     check_arguments(argc, argv);
     RUN(another_s_segment_is_left_alone);
@@ -195,5 +210,6 @@ int main(int argc, char **argv) {
     RUN(another_s_blocks_are_left_alone);
     RUN(another_s_draft_is_left_alone);
     RUN(nothing_is_made_or_held_in_another_s_name);
+    RUN(what_it_held_gets_no_name);
     return 0;
 }

@@ -89,7 +89,9 @@ mp_code mp_name_set(mp_member *m, const char *text, uint32_t length, uint32_t en
         if (code == MP_OK) code = mp_lock(m, -1);
         if (code != MP_OK) return code;
         uint64_t control = atomic_load(&m->entries[entry].control);
-        bool there = mp_birth_of(control) == birth && mp_state_of(control) != MP_FREE;
+        enum mp_state state = mp_state_of(control);
+        /* garbage: of a member that was given up for dead. With a name it would stay, and no lookup could hold it. */
+        bool there = mp_birth_of(control) == birth && state != MP_FREE && state != MP_GARBAGE;
         code = there ? set_locked(m, text, length, entry, replace) : MP_NOT_FOUND;
         mp_unlock(m);
         if (code == MP_OK) mp_event_bump(m);
