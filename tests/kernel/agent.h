@@ -45,7 +45,7 @@ void agent_step(agent *a);     /* one operation, chosen at random */
 void agent_check(agent *a);    /* every ref that it holds still leads to its value, or is known to be gone */
 void agent_expect_value(agent *a, uint64_t id); /* readable, now */
 uint64_t agent_create(agent *a, uint64_t size); /* an object that is on no board; the caller holds it */
-/* The parts of creating: whoever has a draft finishes it, and then holds the object. MP_NO_ROOM, MP_POOL_FULL, MP_BUSY: none. */
+/* The parts of creating: whoever has a draft finishes it, and then holds the object. Not MP_OK: there is none. */
 mp_code agent_draft(agent *a, uint64_t size, uint64_t *id, uint64_t *offset);
 void agent_finish_draft(agent *a, uint64_t id, uint64_t offset, uint64_t size);
 bool agent_make_room(agent *a, uint64_t size); /* true: there is more; false: somewhat perhaps */

@@ -190,8 +190,13 @@ static int refuse_some(int (*call)(mp_member *, uint64_t, uint64_t), mp_member *
     return random_below(&whim, 16) == 0 ? ENOMEM : call(m, offset, length);
 }
 
-static int commit(mp_member *m, uint64_t offset, uint64_t length) { return refuse_some(mp_linux.commit, m, offset, length); }
-static int punch(mp_member *m, uint64_t offset, uint64_t length) { return refuse_some(mp_linux.punch, m, offset, length); }
+static int commit(mp_member *m, uint64_t offset, uint64_t length) {
+    return refuse_some(mp_linux.commit, m, offset, length);
+}
+
+static int punch(mp_member *m, uint64_t offset, uint64_t length) {
+    return refuse_some(mp_linux.punch, m, offset, length);
+}
 
 static void let_system_refuse(void) {
     static mp_system unwilling;
@@ -236,7 +241,8 @@ static void look(agent *a) {
 
 /* After a repair: whoever is the first to see that there was one. */
 static void look_again(agent *a) {
-    uint64_t repairs = __atomic_load_n(&a->m->header->recoveries, __ATOMIC_RELAXED), checked = atomic_load(&weather->checked);
+    uint64_t repairs = __atomic_load_n(&a->m->header->recoveries, __ATOMIC_RELAXED);
+    uint64_t checked = atomic_load(&weather->checked);
     if (checked < repairs && atomic_compare_exchange_strong(&weather->checked, &checked, repairs)) look(a);
 }
 
@@ -278,8 +284,7 @@ void storm_work(uint32_t row, uint64_t salt, storm_fate fate) {
     CHECK_EQ(mp_atfork_add(&member), 0);
     if (weather->refusals) let_system_refuse();
     if (weather->two_threads) start_thread();
-    for (uint64_t life = below(&worker, LIFE); life != 0 && !atomic_load_explicit(&weather->over, memory_order_relaxed); life--)
-        step(&worker);
+    for (uint64_t life = below(&worker, LIFE); life != 0 && !atomic_load(&weather->over); life--) step(&worker);
     end_thread();
     if (below(&worker, 2) == 0) { /* as a store that is closed with all that it has */
         while (worker.view_count) mp_unpin(&member, (uint32_t)(worker.views[--worker.view_count] & 0xffff), MP_ONE_VIEW);
