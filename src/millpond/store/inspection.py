@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from millpond import hot
+from millpond.eviction.named import name_of
+from millpond.hot import Core
+from millpond.spill.codec import compression_of
 
 if TYPE_CHECKING:
     from millpond.store.info import ObjectInfo, ObjectState, Stats
-    from millpond.store.store import Store
 
 _ALIVE = [code for code, text in hot.STATES.items() if text in ("draft", "resident", "spilled")]
 _BY_TEXT = {
@@ -28,12 +30,12 @@ def _in_state(survey: np.ndarray[Any, Any], text: str) -> np.ndarray[Any, Any]:
     return mask
 
 
-def count(store: Store) -> int:
+def count(store: Core) -> int:
     """Objects that can be asked for."""
     return int(np.isin(store._survey()["state"], _ALIVE).sum())
 
 
-def stats(store: Store) -> Stats:
+def stats(store: Core) -> Stats:
     """See `Store.stats`."""
     from millpond.store.info import Stats
 
@@ -65,17 +67,17 @@ def stats(store: Store) -> Stats:
         spilled_objects_total=totals["spilled_objects_total"],
         restored_objects_total=totals["restored_objects_total"],
         returned_bytes_total=totals["returned_bytes_total"],
-        eviction=store._eviction(),
-        compression=store._compression(),
+        eviction=name_of(store._policy()),
+        compression=compression_of(store._codec()),
     )
 
 
-def objects(store: Store) -> list[ObjectInfo]:
+def objects(store: Core) -> list[ObjectInfo]:
     """See `Store.objects`."""
     return [_info(store, row, state) for row in store._survey() if (state := _state_of(row)) is not None]
 
 
-def _info(store: Store, row: np.void, state: ObjectState) -> ObjectInfo:
+def _info(store: Core, row: np.void, state: ObjectState) -> ObjectInfo:
     from millpond.refcount.holders import object_id
     from millpond.store.info import ObjectInfo
 

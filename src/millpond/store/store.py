@@ -25,11 +25,11 @@ from millpond.errors import (
     StoreClosedError,
     StoreFullError,
 )
-from millpond.eviction.named import NAMES, name_of, resolve
+from millpond.eviction.named import NAMES, resolve
 from millpond.hot import Code, Core, Draft, Encoded, ObjectRef, Places, Queued, Using
 from millpond.refcount import handoff
 from millpond.refcount.names import names
-from millpond.spill.codec import Codec, compression_of
+from millpond.spill.codec import Codec
 from millpond.spill.directory import Directories
 from millpond.spill.reader import SpillReader
 from millpond.spill.reclaim import Reclaimer
@@ -479,12 +479,6 @@ class Store(Core):
             self._room.own_policy = None
         else:
             self._room.own_policy = resolve(eviction)
-
-    def _eviction(self) -> str:
-        return name_of(self._policy())
-
-    def _compression(self) -> str:
-        return compression_of(self._codec())
 
     # --- spilling and inspection ---
 
