@@ -12,7 +12,7 @@ import operator
 import re
 from typing import SupportsIndex
 
-__all__ = ["format_bytes", "format_seconds", "parse_bytes", "parse_seconds", "shortened"]
+__all__ = ["check_seconds", "format_bytes", "format_seconds", "parse_bytes", "parse_seconds", "shortened"]
 
 # A bare letter is binary, as in `ulimit`, Docker and the JVM.
 _BYTES = {"": 1, "b": 1}
@@ -86,12 +86,22 @@ def parse_seconds(value: float | str) -> float:
         if match is None or match[2].lower() not in _SECONDS:
             raise ValueError(f"{value!r} is not a time: {_SECONDS_HELP}")
         return float(match[1]) * _SECONDS[match[2].lower()]
-    if isinstance(value, bool) or not hasattr(value, "__float__"):
+    if isinstance(value, bool) or not _is_number(value):
         raise TypeError(f"{value!r} is not a time: {_SECONDS_HELP}")
     seconds = float(value)
     if not math.isfinite(seconds) or seconds < 0:
         raise ValueError(f"{value!r} is not a time of zero or more seconds: {_SECONDS_HELP}")
     return seconds
+
+
+def check_seconds(option: str, value: object) -> None:
+    """Raises TypeError unless `value`, which was passed as `option`, is a number or None."""
+    if value is not None and not _is_number(value):
+        raise TypeError(f"{option} is {value!r}: pass a number of seconds, or None")
+
+
+def _is_number(value: object) -> bool:
+    return hasattr(value, "__float__")  # NumPy's numbers as well
 
 
 def format_bytes(count: int) -> str:

@@ -18,7 +18,7 @@ from millpond.eviction.named import resolve
 from millpond.hot import NO_LIMIT
 from millpond.spill.codec import Codec, number_of
 from millpond.spill.directory import default_base, is_path
-from millpond.units import parse_bytes
+from millpond.units import check_seconds, parse_bytes
 
 MEMORY_MIN = 1 << 20
 MEMORY_MAX = 1 << 42
@@ -75,8 +75,7 @@ class Options(NamedTuple):
 
 def check_lapse(option: str, seconds: float | None) -> None:
     """Whether a hand-off can lapse after so many seconds, None among them. Raises ValueError, TypeError."""
-    if seconds is not None and not hasattr(seconds, "__float__"):
-        raise TypeError(f"{option} is {seconds!r}: pass a number of seconds, or None")
+    check_seconds(option, seconds)
     if seconds is not None and not 0 < seconds < SECONDS_END:
         raise ValueError(f"{option} is {seconds}: pass positive seconds, below {SECONDS_END:.0e}, or None")
 

@@ -21,7 +21,7 @@ from millpond.errors import (
 from millpond.hot import Code, Core, ObjectRef, PrivateCopy, Restoring
 from millpond.spill.record import PAGED_MIN
 from millpond.store.ahead import Ahead
-from millpond.units import format_bytes
+from millpond.units import check_seconds, format_bytes
 
 if TYPE_CHECKING:
     from millpond.spill.reader import SpillReader
@@ -42,8 +42,7 @@ class Deadline:
     """When a call must have ended; `timeout` in seconds, None for never. Raises TypeError, ValueError."""
 
     def __init__(self, timeout: float | None) -> None:
-        if timeout is not None and not hasattr(timeout, "__float__"):
-            raise TypeError(f"timeout is {timeout!r}: pass a number of seconds")
+        check_seconds("timeout", timeout)
         if timeout != timeout:
             raise ValueError(f"timeout is {timeout}: it would never be over. Pass a number of seconds")
         self.timeout = timeout
