@@ -299,7 +299,7 @@ static void the_mover_knows_a_run_that_is_gone(void) {
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
 #define STORMS 40u
 #else
-#define STORMS 200u
+#define STORMS 300u
 #endif
 enum { ACTS = 12, VIEWS = 8 };
 
@@ -437,14 +437,14 @@ static void make_sparse(uint64_t (*size)(void)) {
 }
 
 static void a_plan_survives_what_others_do(void) {
-    static uint64_t (*const sizes[])(void) = {four_kilobytes, twelve_kilobytes, twelve_kilobytes, run_sizes, all_sizes};
+    static uint64_t (*const sizes[])(void) = {twelve_kilobytes, twelve_kilobytes, run_sizes, all_sizes};
     uint64_t id;
     open_store();
     alive = deaths = 0;
     memset(views, 0, sizeof views);
     CHECK_EQ(mp_segment_open(&a, 0, &segment, &id), MP_OK);
     for (uint32_t round = 0; round < STORMS; round++) {
-        make_sparse(sizes[random_below(&rnd, 5)]);
+        make_sparse(sizes[random_below(&rnd, 4)]);
         failpoint_hook = others_act;
         (void)mp_empty_blocks(&a, 1 + random_below(&rnd, LIMIT));
         failpoint_hook = NULL;
