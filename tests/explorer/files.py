@@ -49,6 +49,9 @@ def lock(p: Program, changes: Changes, records: tuple[int, ...] = ONE) -> None:
     p.let("dead", 0)
     for index in records:
         _count_anew(p, changes, index, f"{at} {index}")
+    if "a repair counts onto what is there" in changes:
+        p.load("counted", "dead")
+        p.let("dead", lambda r: r["dead"] + r["counted"])
     p.store("dead", lambda r: r["dead"])
     if "what a dead owner had killed is not buried" not in changes:
         bury(p, changes)

@@ -25,13 +25,15 @@ OUT: Final = 9
 # --- disk copies that move ---
 
 
-def lock(p: Program) -> None:
-    """`mp_lock`, and `mp_move_finish` behind a dead owner."""
+def lock(p: Program, changes: Changes = NONE) -> None:
+    """`mp_lock`, and `mp_move_finish` behind a dead owner, in which one may die as well."""
     p.lock()
     at = f"sound {len(p.steps)}"
     p.jump(at, lambda r: not r["inherited"])
     p.load("decided", "move_entry")
     p.jump(at, lambda r: not r["decided"])
+    if "a repair strikes a move out before it makes it" in changes:
+        p.store("move_entry", 0)
     finish_move(p)
     p.label(at)
 
@@ -79,9 +81,9 @@ def read_place(changes: Changes = NONE) -> Program:
 
 
 def punch(changes: Changes = NONE) -> Program:
-    """`mp_live_pages` of segment 0, which is closed, then a hole where no record is."""
-    p = Program("punch")
-    lock(p)
+    """`mp_live_pages` of segment 0, which is closed, then a hole where no record is. It may be killed."""
+    p = Program("punch", mortal=True)
+    lock(p, changes)
     p.load("segment", "place_segment")
     p.unlock()
     p.jump("end", lambda r: r["segment"] == 0)

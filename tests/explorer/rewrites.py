@@ -200,10 +200,12 @@ def _reap(p: Program, slot: int, changes: Changes) -> None:
         p.label(f"not {index}")
 
 
-def janitor(changes: Changes = NONE) -> Program:
-    """Who survives: reaps the victim, which was in slot 1, and sweeps."""
-    p = Program("janitor")
+def janitor(changes: Changes = NONE, mortal: bool = False, last: bool = False) -> Program:
+    """Who survives: reaps the victim, which was in slot 1, and sweeps. The `last` comes behind all others."""
+    p = Program("janitor", mortal)
     p.await_death(VICTIM)
+    if last:
+        p.await_others()
     _reap(p, 1, changes)
     files.sweep(p, changes, TWO)
     return p
@@ -290,6 +292,12 @@ def rewriter_that_is_killed(changes: Changes = NONE) -> Scenario:
     """It is reaped, and what it has left is swept, while the object is restored."""
     programs = [rewrite(1, changes, mortal=True), janitor(changes), restore(changes)]
     return _scenario("a rewriter that is killed", programs)
+
+
+def rewriter_and_janitor_that_are_killed(changes: Changes = NONE) -> Scenario:
+    """Who repairs the table, reaps and sweeps dies of it, anywhere; another begins again."""
+    janitors = [janitor(changes, mortal=True), janitor(changes, last=True)]
+    return _scenario("a janitor that is killed, too", [rewrite(1, changes, mortal=True), *janitors])
 
 
 def two_rewrites_of_a_record(changes: Changes = NONE) -> Scenario:

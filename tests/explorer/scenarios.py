@@ -63,6 +63,7 @@ from explorer.protocols import (
 from explorer.rewrites import (
     rewrite_beside_a_delete,
     rewrite_beside_a_restore,
+    rewriter_and_janitor_that_are_killed,
     rewriter_taken_for_dead,
     rewriter_that_is_killed,
     two_rewrites_of_a_record,
@@ -74,7 +75,7 @@ from explorer.segments import (
     two_sweeps_of_a_record,
     writer_that_is_killed,
 )
-from explorer.slots import fork_beside_a_claim, fork_without_a_lock
+from explorer.slots import fork_beside_a_claim, fork_without_a_lock, reapers_that_are_killed
 from explorer.waits import waits_for_an_event
 
 Build = Callable[[Changes], Scenario]
@@ -314,10 +315,12 @@ SCENARIOS: Final[tuple[Build, ...]] = (
     rewrite_beside_a_restore,
     rewrite_beside_a_delete,
     rewriter_that_is_killed,
+    rewriter_and_janitor_that_are_killed,
     two_rewrites_of_a_record,
     rewriter_taken_for_dead,
     fork_beside_a_claim,
     fork_without_a_lock,
+    reapers_that_are_killed,
     orphans_beside_a_reaper,
     orphan_without_a_lock,
     reaper_of_orphans_that_is_killed,

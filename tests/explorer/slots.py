@@ -182,11 +182,15 @@ def claim(changes: Changes = NONE) -> Program:
     return p
 
 
-def reap_dead(changes: Changes = NONE) -> Program:
-    """`mp_slot_dead`, `mp_reap`."""
-    p = Program("reap")
+def reap_dead(changes: Changes = NONE, mortal: bool = False, last: bool = False) -> Program:
+    """`mp_slot_dead`, `mp_reap`; the `last` comes when all else has come to its end."""
+    p = Program("reap", mortal)
+    if last:
+        p.await_others()
     p.load("word", "word")
     p.jump("end", lambda r: state_of(r["word"]) == FREE)
+    if "a slot that is being reaped is left to its reaper" in changes:
+        p.jump("end", lambda r: state_of(r["word"]) == REAPING)
     _locked(p)
     p.jump("end", lambda r: r["locked"] == 1)
     _has_process(p, "end", "who reaps takes what is unseen for dead" in changes)
@@ -237,10 +241,17 @@ def _kept(memory: dict[str, int], registers: list[Registers]) -> str | None:
     return "its view is not pinned any more" if adopted is not None and not memory["pins"] else None
 
 
+def _freed(memory: dict[str, int], registers: list[Registers]) -> str | None:
+    return "a dead member's slot stays for ever" if memory["word"] != FREE or memory["pins"] else None
+
+
+_MEMORY: Final = {"word": LIVE, "pid": PREDECESSOR, "pins": 1, "birth": 0, "byte": 0, "forked": 0}
+_OUTSIDE: Final = frozenset(["birth", "byte", "forked"])
+
+
 def _scenario(name: str, changes: Changes, locks: bool) -> Scenario:
-    memory = {"word": LIVE, "pid": PREDECESSOR, "pins": 1, "birth": 0, "byte": 0, "forked": 0}
     programs = [fork(changes, locks), child(changes), claim(changes), reap_dead(changes)]
-    return Scenario(name, programs, memory, _kept, outside=frozenset(["birth", "byte", "forked"]))
+    return Scenario(name, programs, _MEMORY, _kept, outside=_OUTSIDE)
 
 
 def fork_beside_a_claim(changes: Changes = NONE) -> Scenario:
@@ -252,3 +263,9 @@ def fork_beside_a_claim(changes: Changes = NONE) -> Scenario:
 def fork_without_a_lock(changes: Changes = NONE) -> Scenario:
     """The same where only a mark in the slot speaks for the child, until its pid does."""
     return _scenario("a fork without a lock", changes, locks=False)
+
+
+def reapers_that_are_killed(changes: Changes = NONE) -> Scenario:
+    """Two of them anywhere, one after the other or side by side; then comes a third."""
+    programs = [*(reap_dead(changes, mortal=True) for _ in range(2)), reap_dead(changes, last=True)]
+    return Scenario("reapers that are killed", programs, _MEMORY, _freed, outside=_OUTSIDE)
