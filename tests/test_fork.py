@@ -108,6 +108,8 @@ def test_a_child_does_not_end_what_its_parent_restores(pond: Pond) -> None:
     refs = [ref]
 
     def leave() -> int:
+        with pytest.raises(millpond.StoreClosedError, match="get it again"):
+            store._restore_step(ref)
         work.__exit__()
         return store._state(ref)
 
@@ -118,6 +120,18 @@ def test_a_child_does_not_end_what_its_parent_restores(pond: Pond) -> None:
         assert store._state(ref) == Code.RESTORING
     assert store.check() == []
     assert int(ref.get()[-1]) == int(ref.get(copy=True)[0])
+
+
+def test_a_child_does_not_give_back_what_its_parent_has_counted(pond: Pond) -> None:
+    """It leaves, by an exception, a get that has found no room and makes a private copy."""
+    store = pond.store("4MiB")
+
+    def leave() -> tuple[int, int]:
+        return store._overflow(-1000), store._overflow(0)
+
+    assert store._overflow(1000) == 1000
+    assert in_child(leave) == (1000, 1000)
+    assert store._overflow(-1000) == 0
 
 
 def test_what_parent_and_child_drop_is_their_own(store: millpond.Store) -> None:

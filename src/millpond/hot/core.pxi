@@ -291,6 +291,11 @@ cdef class Core(Member):
         return code
 
     def _restore_step(self, ObjectRef ref):
+        """Others see that a restore of ours goes on. Raises StoreClosedError in a child that was forked in its middle."""
+        if self.m.entries[ref.entry].owner != self.m.slot:
+            raise errors.StoreClosedError(
+                f"object {ref.id} is being restored by the process that began it, not by its forked child: get it again"
+            )
         mp_restore_step(&self.m, ref.entry)
 
     def _steps(self, ObjectRef ref):
@@ -418,6 +423,8 @@ cdef class Core(Member):
         """Counts private copies of this member; returns the sum over all members."""
         cdef uint64_t total = 0
         cdef int i
+        if delta < 0 and self.m.slots[self.m.slot].overflow_bytes < <uint64_t>-delta:
+            delta = 0  # of a forked child, which gives back what its parent has counted
         atomic_add(<int64_t *>&self.m.slots[self.m.slot].overflow_bytes, delta, ACQ_REL)
         for i in range(MP_SLOTS):
             total += self.m.slots[i].overflow_bytes
