@@ -97,6 +97,7 @@ nightly: venv failpoints ## the tests that sample, in full: every hit of every f
 	MILLPOND_NIGHTLY=1 $(BIN)/pytest $(ARGS)
 
 proof: venv failpoints ## everything that is sampled elsewhere, in full, with a table of its counts (under an hour; PARTS="storm" for some)
+	@$(MAKE) -C tests/kernel build
 	$(BIN)/python tests/proof.py $(PARTS)
 
 STORM := $(BIN)/python tests/storm.py

@@ -1,4 +1,4 @@
-"""Everything that is sampled elsewhere, in full, one part after another; then one table of what was counted.
+"""Everything that is sampled elsewhere, in full, two parts at a time; then one table of what was counted.
 
 A part is a command that takes `--counts FILE` and writes there what it has done, as JSON:
 `{"counts": {"kill -9 at a failpoint": 2000}, "violations": 0}`. A part that fails is a violation, whatever it
@@ -18,6 +18,7 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -25,6 +26,8 @@ from typing import Any, Final, NamedTuple
 ROOT: Final = Path(__file__).parents[1]
 OUT: Final = ROOT / "build" / "proof"
 PAGE: Final = ROOT / "docs" / "reliability.md"
+JOBS: Final = 2
+"""Parts at a time: most of them wait for processes that start, sleep or are stopped."""
 BUILD: Final = "make -C tests/kernel build"
 PYTEST: Final = f"{sys.executable} -m pytest -q"
 _TABLE: Final = re.compile(r"(?<=<!-- counts -->\n).*?(?=<!-- end of counts -->)", re.DOTALL)
@@ -76,7 +79,6 @@ def run(part: Part) -> None:
         path.unlink()
     log = OUT / f"{part.name}.log"
     started = time.monotonic()
-    print(f"{part.name} ...", end=" ", flush=True)
     with log.open("w") as file:
         command = part.command.format(counts=OUT / f"{part.name}.json")
         done = subprocess.run(command, shell=True, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
@@ -91,7 +93,10 @@ def run(part: Part) -> None:
         violations = 1
     result = {"counts": counts, "violations": violations, "seconds": seconds, "date": str(date.today())}
     (OUT / f"{part.name}.total").write_text(json.dumps(result))
-    print(f"{seconds} s, {violations} violations" + (f": see {log}" if violations else ""), flush=True)
+    print(
+        f"{part.name}: {seconds} s, {violations} violations" + (f": see {log}" if violations else ""),
+        flush=True,
+    )
 
 
 def totals() -> dict[str, dict[str, Any]]:
@@ -128,9 +133,8 @@ def main() -> int:
     os.environ["PYTHONUNBUFFERED"] = "1"
     started = time.monotonic()
     if not args.page or args.parts:
-        for part in PARTS:
-            if not args.parts or part.name in args.parts:
-                run(part)
+        with ThreadPoolExecutor(JOBS) as threads:
+            list(threads.map(run, [part for part in PARTS if not args.parts or part.name in args.parts]))
     if args.page:
         PAGE.write_text(_TABLE.sub(lambda _: table(), PAGE.read_text()))
     results = totals()

@@ -146,7 +146,7 @@ static void strike_somebody(void) {
     atomic_fetch_add(&weather->stops, 1);
 }
 
-/* Everybody of our process group: nobody else minds. */
+/* Everybody of our process group, which is our own: others have stopped processes that are to stay so. */
 static void let_go_on(void) { kill(0, SIGCONT); }
 
 /* --- rounds --- */
@@ -241,6 +241,7 @@ static void storms(void) {
 
 int main(int argc, char **argv) {
     check_arguments(argc, argv);
+    (void)setpgid(0, 0);
     processes_begin();
     RUN(storms);
     return 0;
